@@ -1,0 +1,28 @@
+"""Twillcore: N:M-sparse neural-network accelerators, from PyTorch to open RTL.
+
+``twillcore.compile(module, example_inputs, config="u256", calibration=[...])`` returns a
+:class:`~twillcore.flow.Program`; ``twillcore.load(path)`` reads one that was saved.
+``twillcore.compress(module, example_inputs, target=..., data=...)`` returns a smaller module and
+its policy.
+"""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from twillcore.flow import Program, RunResult, compile, load
+    from twillcore.models.compress import compress
+
+__all__ = ["Program", "RunResult", "compile", "compress", "load"]
+
+
+def __getattr__(name: str) -> object:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    # late: both bring torch
+    if name == "compress":
+        from twillcore.models.compress import compress
+
+        return compress
+    from twillcore import flow
+
+    return getattr(flow, name)

@@ -1,0 +1,85 @@
+"""A compressed network on disk: weights, policy, figures."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from twillcore.config import load_config
+from twillcore.errors import TwillcoreError
+from twillcore.flow import compile
+from twillcore.models.compress import density
+from twillcore.models.cost import layer_shapes
+from twillcore.models.pattern import Pattern
+from twillcore.models.policy import LayerPolicy, Policy
+from twillcore.models.subjects import Inputs, Subject
+
+FIGURES = "figures.json"
+
+
+def measured_cycles(module: nn.Module, samples: Sequence[Inputs], config: str) -> int:
+    """Return the cycles of one input by the cycle engine, which equals RTL."""
+    program = compile(module, samples[0], config=config, calibration=samples)
+    return program.run(*samples[0], engine="cycle").cycles
+
+
+def write_candidate(
+    folder: Path,
+    module: nn.Module,
+    policy: Policy,
+    subject: Subject,
+    config: str,
+    common: Mapping[str, object],
+) -> dict[str, object]:
+    """Write one candidate and return its figures."""
+    chip, samples = load_config(config), subject.samples()
+    shapes = layer_shapes(module, samples[0])
+    dense = subject.load(lambda done, total, text: None)
+    kept = {name: shapes[name] for name in policy.layers if name in shapes}
+
+    def beats(layer: LayerPolicy) -> int:
+        return (layer.pattern or Pattern(1, 1)).beats(chip)
+
+    cycles = measured_cycles(module, samples, config)
+    figures = {
+        **common,
+        "config": chip.name,
+        "score_name": subject.score_name,
+        "score": subject.score(module),
+        "density": density(module, list(kept)),
+        "cycles": cycles,
+        "speed_up": measured_cycles(dense, samples, config) / cycles,
+        "bytes": sum(
+            shape.bytes(chip, beats(policy.layers[name]), policy.layers[name].bits)
+            for name, shape in kept.items()
+        ),
+    }
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        torch.save(module.state_dict(), folder / "model.pt")
+        policy.save(folder / "policy.toml")
+        (folder / FIGURES).write_text(json.dumps(figures, indent=1))
+    except OSError as error:
+        raise TwillcoreError(f"{folder}: cannot be written: {error.strerror}") from None
+    return figures
+
+
+def read_figures(folders: Sequence[Path]) -> Iterator[tuple[Path, dict]]:
+    """Yield the figures of every candidate in ``folders``, or one level below.
+
+    Raises
+    ------
+    TwillcoreError
+        If a folder has none, or they are damaged.
+    """
+    for folder in folders:
+        files = sorted(folder.glob(FIGURES)) + sorted(folder.glob(f"*/{FIGURES}"))
+        if not files:
+            raise TwillcoreError(f"{folder}: no {FIGURES} here: is it from `twillcore compress`?")
+        for file in files:
+            try:
+                yield file.parent, json.loads(file.read_text())
+            except (OSError, ValueError) as error:
+                raise TwillcoreError(f"{file}: cannot be read: {error}") from None

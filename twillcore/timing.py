@@ -1,0 +1,49 @@
+"""When the shared memory ports serve whom: fixed slots, so that engines never disturb each other.
+
+Cycles are counted in frames of :data:`FRAME_CYCLES`, by one free-running counter (``phase``) that
+is 0 in the first cycle after reset. Every client of a shared port owns one cycle (slot) of each
+frame. A client presents address, enable and write data in the cycle whose phase is its slot; the
+access happens at the end of that cycle, and read data stands on the port's output in the next cycle
+only.
+
+So the time of an access depends on nothing but the phase, and the cycle model needs no arbiter.
+The GEMM core's own activation read port is dedicated and has no slots.
+"""
+
+from enum import IntEnum
+
+from twillcore.config import FRAME_CYCLES
+
+
+class ActivationSlot(IntEnum):
+    """Slots of the activation memory's shared port (one access, read or write, per cycle)."""
+
+    DRAIN_WRITE = 0
+    LOAD_WRITE = 1
+    VECTOR_WRITE = 2
+    MOVE_READ = 3
+    VECTOR_READ_A = 4
+    STORE_READ = 5
+    VECTOR_READ_B = 6
+    SPARE = 7  # a second core's drain
+
+
+class WideReadSlot(IntEnum):
+    """Slots of the wide memory's read port."""
+
+    DRAIN_READ = 0
+    VECTOR_READ_A = 4
+    STORE_READ = 5
+    VECTOR_READ_B = 6
+
+
+class WideWriteSlot(IntEnum):
+    """Slots of the wide memory's write port."""
+
+    DRAIN_WRITE = 0
+    LOAD_WRITE = 1
+    VECTOR_WRITE = 2
+
+
+assert all(slot < FRAME_CYCLES for slots in (ActivationSlot, WideReadSlot, WideWriteSlot)
+           for slot in slots)  # fmt: skip
