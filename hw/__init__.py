@@ -1,0 +1,1 @@
+"""Accelerator hardware, in Amaranth: one component per file."""

@@ -1,0 +1,280 @@
+"""The whole machine: engines, memories and control joined."""
+
+from amaranth.hdl import Cat, Const, Module, Mux, ResetInserter, Signal, signed
+from amaranth.lib import data, wiring
+from amaranth.lib.wiring import In, Out
+
+from twillcore import registers
+from twillcore.config import ADDRESS_BITS, Config
+from twillcore.hw.activation_memory import ActivationMemory
+from twillcore.hw.axi import axi4, axi4_read, axi4_write
+from twillcore.hw.axi_lite import axi4_lite
+from twillcore.hw.dispatch import Dispatch, present_engines
+from twillcore.hw.fetch import Fetch
+from twillcore.hw.gemm import GemmEngine
+from twillcore.hw.issue import Issue
+from twillcore.hw.layouts import INDEX_BITS, LANE_SCALE, operand_row, weight_row
+from twillcore.hw.load import LoadEngine
+from twillcore.hw.move import MoveEngine
+from twillcore.hw.parameter_memory import ParameterMemory
+from twillcore.hw.performance_counters import PerformanceCounters
+from twillcore.hw.ports import Activity
+from twillcore.hw.read_port import ReadPort
+from twillcore.hw.registers import Registers
+from twillcore.hw.run_control import ENGINE_NUMBER_BITS, RunControl
+from twillcore.hw.store import StoreEngine
+from twillcore.hw.two_port_memory import TwoPortMemory
+from twillcore.hw.vector import VectorEngine
+from twillcore.hw.wide_memory import WideMemory
+from twillcore.isa import PARAMETER_BYTES, Cause, Engine
+
+LANE_ADDRESS_BITS = 10
+_NO_INDEX = (1 << INDEX_BITS) - 1
+
+_ENGINES = {
+    Engine.LOAD: LoadEngine,
+    Engine.STORE: StoreEngine,
+    Engine.GEMM: GemmEngine,
+    Engine.VECTOR: VectorEngine,
+    Engine.MOVE: MoveEngine,
+}
+
+
+class Accelerator(wiring.Component):
+    """One accelerator: AXI4 to memory, AXI4-Lite to the host.
+
+    Instructions flow FETCH, DISPATCH, an ISSUE queue per engine, engine; tokens flow between the
+    ISSUE queues. A program runs from a write of CONTROL.start to its HALT or an error, without help
+    from the host: see ``docs/registers.md``.
+
+    Members
+    -------
+    m_axi : Out(axi4(axi_data_bits))
+    s_axi : In(axi4_lite(registers.ADDRESS_BITS))
+    done : Out(1)
+        Interrupt: high from the end of a program, by HALT or error, to the next start.
+    busy : Out(1)
+        A program runs; cycle 0 of every time stamp is the first cycle in which it is high.
+    trace_start, trace_end : Out(len(Engine))
+        Bit e: engine e accepts an instruction, or retires one, in this cycle.
+    """
+
+    def __init__(self, config: Config):
+        self.config = config
+        super().__init__({
+            "m_axi": Out(axi4(config.axi_data_bits)),
+            "s_axi": In(axi4_lite(registers.ADDRESS_BITS)),
+            "done": Out(1),
+            "busy": Out(1),
+            "trace_start": Out(len(Engine)),
+            "trace_end": Out(len(Engine)),
+        })  # fmt: skip
+
+    def elaborate(self, platform):
+        m = Module()
+        present = present_engines(self.config)
+
+        m.submodules.registers = bank = Registers()
+        wiring.connect(m, wiring.flipped(self.s_axi), bank.bus)
+        start, reset = (
+            bank.control[field.offset] for field in registers.REGISTERS["CONTROL"].fields
+        )
+
+        control = RunControl()
+        engines = {engine: _ENGINES[engine](self.config) for engine in present}
+        issues = {engine: Issue(self.config) for engine in present}
+        fetch, dispatch = Fetch(self.config), Dispatch(self.config)
+        read_port = ReadPort(self.config)
+
+        # Only the host's registers outlive a reset by command.
+        for name, component in (
+            ("control", control),
+            ("fetch", fetch),
+            ("read_port", read_port),
+            *((engine.name.lower(), unit) for engine, unit in engines.items()),
+        ):
+            m.submodules[name] = ResetInserter(reset)(component)
+        for engine, issue in issues.items():
+            # Tokens that one program leaves behind are not the next one's.
+            fresh = ResetInserter(reset | control.begin)
+            m.submodules[f"{engine.name.lower()}_issue"] = fresh(issue)
+        m.submodules.dispatch = dispatch
+
+        m.d.comb += [
+            control.start.eq(start),
+            control.watchdog.eq(bank.watchdog),
+            control.halt.eq(dispatch.halt),
+            self.busy.eq(control.running),
+            self.done.eq(control.done | control.error),
+            fetch.start.eq(control.begin),
+            fetch.stop.eq(~control.running),
+            fetch.base.eq(bank.base),
+            fetch.program.eq(bank.program),
+            dispatch.enable.eq(control.running),
+            dispatch.idle.eq(Cat(issue.idle for issue in issues.values()).all()),
+        ]
+        wiring.connect(m, fetch.o, dispatch.i)
+        for engine, unit in engines.items():
+            self._join_engine(m, engine, unit, issues, dispatch, control)
+        self._join_bus(m, fetch, read_port, engines, bank)
+        self._join_memories(m, control, engines)
+        self._join_errors(m, control, fetch, dispatch, engines, issues)
+        self._join_registers(m, bank, control, engines, issues)
+        return m
+
+    def _join_engine(self, m, engine, unit, issues, dispatch, control):
+        """Instructions and tokens."""
+        issue = issues[engine]
+        wiring.connect(m, dispatch.output(engine), issue.i)
+        wiring.connect(m, issue.o, unit.instruction)
+        m.d.comb += [
+            unit.phase.eq(control.phase),
+            issue.enable.eq(control.running),
+            issue.retire.eq(unit.retire),
+            self.trace_start[engine].eq(issue.o.valid & issue.o.ready),
+            self.trace_end[engine].eq(unit.retire),
+        ]
+        for giver, other in issues.items():
+            m.d.comb += issue.given[giver].eq(other.give[engine])
+
+    def _join_bus(self, m, fetch, read_port, engines, bank):
+        load, store = engines[Engine.LOAD], engines[Engine.STORE]
+        m.d.comb += [load.base.eq(bank.base), store.base.eq(bank.base)]
+        wiring.connect(m, fetch.read, read_port.fetch)
+        wiring.connect(m, load.read, read_port.load)
+        for source, signature in (
+            (read_port.memory, axi4_read(self.config.axi_data_bits)),
+            (store.write, axi4_write(self.config.axi_data_bits)),
+        ):
+            for name, member in signature.members.items():
+                ours, theirs = getattr(self.m_axi, name), getattr(source, name)
+                m.d.comb += ours.eq(theirs) if member.flow is Out else theirs.eq(ours)
+
+    def _join_memories(self, m, control, engines):
+        config = self.config
+        load, store, gemm, vector = (
+            engines[engine] for engine in (Engine.LOAD, Engine.STORE, Engine.GEMM, Engine.VECTOR)
+        )
+        move = engines.get(Engine.MOVE)
+
+        m.submodules.activation_memory = activation = ActivationMemory(config)
+        m.submodules.wide_memory = wide = WideMemory(config)
+        m.submodules.weight_memory = weight = TwoPortMemory(
+            ADDRESS_BITS, weight_row(config), config.weight_depth
+        )
+        entries_per_beat = max(1, config.axi_bytes // PARAMETER_BYTES)
+        m.submodules.parameter_memory = parameter = ParameterMemory(
+            config.parameter_depth, entries_per_beat
+        )
+        m.submodules.row_maximum_memory = row_maximum = TwoPortMemory(
+            LANE_ADDRESS_BITS, data.ArrayLayout(signed(16), config.lanes), config.lane_depth
+        )
+        m.submodules.lane_scale_memory = lane_scale = TwoPortMemory(
+            LANE_ADDRESS_BITS, data.ArrayLayout(LANE_SCALE, config.lanes), config.lane_depth
+        )
+        m.d.comb += [activation.phase.eq(control.phase), wide.phase.eq(control.phase)]
+
+        joints = [
+            (gemm.activation, activation.gemm_read),
+            (gemm.activation_write, activation.drain_write),
+            (load.activation_write, activation.load_write),
+            (vector.activation_write, activation.vector_write),
+            (vector.activation_read_a, activation.vector_read_a),
+            (vector.activation_read_b, activation.vector_read_b),
+            (store.activation_read, activation.store_read),
+            (gemm.wide_read, wide.drain_read),
+            (gemm.wide_write, wide.drain_write),
+            (load.wide_write, wide.load_write),
+            (vector.wide_write, wide.vector_write),
+            (vector.wide_read_a, wide.vector_read_a),
+            (vector.wide_read_b, wide.vector_read_b),
+            (store.wide_read, wide.store_read),
+            (load.weight_write, weight.write),
+            (gemm.weight, weight.read),
+            (load.parameter_write, parameter.write),
+            (gemm.parameter, parameter.read),
+            (load.table_write, gemm.table),
+            (gemm.row_maximum, row_maximum.write),
+            (vector.row_maximum, row_maximum.read),
+            (vector.lane_scale, lane_scale.write),
+            (gemm.lane_scale, lane_scale.read),
+        ]
+        if config.norm_depth:
+            m.submodules.norm_memory = norm = ParameterMemory(config.norm_depth, entries_per_beat)
+            joints += [(load.norm_write, norm.write), (vector.norm, norm.read)]
+        if move is not None:
+            m.submodules.operand_memory = operand = TwoPortMemory(
+                ADDRESS_BITS,
+                operand_row(config),
+                config.operand_depth,
+                enable_bits=config.dsp_columns // config.lanes,
+            )
+            joints += [
+                (move.activation_read, activation.move_read),
+                (move.operand_write, operand.write),
+                (gemm.operand, operand.read),
+            ]
+        for client, memory in joints:
+            wiring.connect(m, client, memory)
+
+    def _join_errors(self, m, control, fetch, dispatch, engines, issues):
+        wiring.connect(m, fetch.error, control.error_fetch)
+        wiring.connect(m, dispatch.error, control.error_dispatch)
+        for engine, unit in engines.items():
+            issue = issues[engine]
+            lost = Cat(other.overflow[engine] for other in issues.values()).any()
+            error = getattr(control, f"error_{engine.name.lower()}")
+            m.d.comb += [
+                error.valid.eq(unit.error.valid | lost),
+                error.cause.eq(Mux(unit.error.valid, unit.error.cause, Cause.TOKEN_OVERFLOW)),
+                error.index.eq(Mux(unit.error.valid, unit.error.index, issue.oldest_index)),
+            ]
+
+        # What the watchdog blames: the first unfinished instruction of the program.
+        index, number = Const(_NO_INDEX, INDEX_BITS), Const(registers.NO_ENGINE, ENGINE_NUMBER_BITS)
+        for engine, issue in issues.items():
+            older = issue.oldest_index < index
+            index, number = Mux(older, issue.oldest_index, index), Mux(older, engine, number)
+        bus = self.m_axi
+        works = [unit.retire | (unit.activity == Activity.BUSY) for unit in engines.values()]
+        m.d.comb += [
+            control.oldest_index.eq(index),
+            control.oldest_engine.eq(number),
+            control.progress.eq(Cat(works, bus.rvalid & bus.rready, bus.wvalid & bus.wready).any()),
+        ]
+
+    def _join_registers(self, m, bank, control, engines, issues):
+        bus = self.m_axi
+        for beats, moves in (
+            (bank.read_beats, bus.rvalid & bus.rready),
+            (bank.write_beats, bus.wvalid & bus.wready),
+        ):
+            count = Signal.like(beats)
+            m.d.comb += beats.eq(count)
+            with m.If(control.begin):
+                m.d.sync += count.eq(0)
+            with m.Elif(control.running & moves):
+                m.d.sync += count.eq(count + 1)
+
+        m.d.comb += [
+            bank.status.eq(Cat(~control.running, control.done, control.error)),
+            bank.error_cause.eq(control.cause),
+            bank.error_index.eq(control.index),
+            bank.error_engine.eq(control.engine),
+            bank.version.eq(registers.VERSION),
+            bank.config_hash.eq(int(self.config.hash, 16)),
+            bank.cycles.eq(control.cycles),
+        ]
+        for engine, unit in engines.items():
+            name = engine.name.lower()
+            counters = PerformanceCounters()
+            m.submodules[f"{name}_counters"] = counters
+            m.d.comb += [
+                counters.clear.eq(control.begin),
+                counters.enable.eq(control.running),
+                counters.activity.eq(unit.activity),
+                counters.missing.eq(issues[engine].missing),
+            ]
+            for counter in registers.Counter:
+                value = getattr(counters, counter.name.lower())
+                m.d.comb += getattr(bank, f"{name}_{counter.name.lower()}").eq(value)

@@ -1,0 +1,112 @@
+"""Instruction queue and token gate in front of one engine."""
+
+from amaranth.hdl import Module, Mux, Signal
+from amaranth.lib import data, stream, wiring
+from amaranth.lib.wiring import In, Out
+
+from twillcore.config import Config
+from twillcore.hw.layouts import INDEX_BITS, ISSUED, instruction_layout
+from twillcore.hw.streams import Queue
+from twillcore.isa import ENGINE_BITS, TOKEN_COUNTER_BITS, Engine, Opcode
+
+#: Instructions that an engine may have accepted and not retired; every engine has room for fewer.
+IN_FLIGHT = 32
+
+_HEADER = instruction_layout(Opcode.HALT)  # the header is the same in every instruction
+_IN_FLIGHT = data.StructLayout({"signal": ENGINE_BITS, "index": INDEX_BITS})
+
+
+class Issue(wiring.Component):
+    """Queue the instructions of one engine, and start each when its tokens have come.
+
+    An instruction taken at ``i`` in cycle t is offered at ``o`` in cycle t + 1 at the earliest; one
+    instruction per cycle can pass. ``i`` is ready while fewer than ``queue_depth`` instructions
+    wait. The head of the queue is offered when, for every engine in its ``wait`` mask, the counter
+    of tokens from that engine is positive; the transfer at ``o`` takes one of each.
+
+    ``retire`` ends the oldest instruction in flight: in the same cycle ``give`` has its ``signal``
+    mask. A token that arrives (``given``) in cycle t can be taken in cycle t + 1.
+
+    Members
+    -------
+    enable : In(1)
+        Instructions are issued only while high: the machine runs.
+    i : In(stream.Signature(ISSUED))
+    o : Out(stream.Signature(ISSUED))
+    retire : In(1)
+    give : Out(ENGINE_BITS)
+        Bit e: a token for engine e, in this cycle.
+    given : In(ENGINE_BITS)
+        Bit e: engine e gives a token to this engine, in this cycle.
+    missing : Out(ENGINE_BITS)
+        Bit e: the head of the queue waits for a token from engine e.
+    overflow : Out(ENGINE_BITS)
+        Bit e: the token given by engine e in this cycle is lost, since its counter is full.
+    idle : Out(1)
+        No instruction is queued or in flight.
+    oldest_index : Out(INDEX_BITS)
+        Position of the oldest unfinished instruction, all ones when idle. While ``retire`` is high
+        it is the retiring instruction's.
+    """
+
+    def __init__(self, config: Config):
+        self._depth = config.queue_depth
+        super().__init__({
+            "enable": In(1),
+            "i": In(stream.Signature(ISSUED)),
+            "o": Out(stream.Signature(ISSUED)),
+            "retire": In(1),
+            "give": Out(ENGINE_BITS),
+            "given": In(ENGINE_BITS),
+            "missing": Out(ENGINE_BITS),
+            "overflow": Out(ENGINE_BITS),
+            "idle": Out(1),
+            "oldest_index": Out(INDEX_BITS),
+        })  # fmt: skip
+
+    def elaborate(self, platform):
+        m = Module()
+
+        m.submodules.queue = queue = Queue(ISSUED, self._depth)
+        wiring.connect(m, wiring.flipped(self.i), queue.i)
+        head = queue.o.payload
+        header = data.View(_HEADER, head.word)
+
+        m.submodules.in_flight = in_flight = Queue(_IN_FLIGHT, IN_FLIGHT)
+        ending = in_flight.o.payload
+
+        starts = Signal()
+        m.d.comb += [
+            self.o.payload.eq(head),
+            self.o.valid.eq(self.enable & queue.o.valid & in_flight.i.ready & (self.missing == 0)),
+            starts.eq(self.o.valid & self.o.ready),
+            queue.o.ready.eq(starts),
+            in_flight.i.payload.signal.eq(header.signal),
+            in_flight.i.payload.index.eq(head.index),
+            in_flight.i.valid.eq(starts),
+            in_flight.o.ready.eq(self.retire),
+            self.give.eq(Mux(self.retire, ending.signal, 0)),
+            self.idle.eq(~queue.o.valid & ~in_flight.o.valid),
+        ]
+        with m.If(in_flight.o.valid):
+            m.d.comb += self.oldest_index.eq(ending.index)
+        with m.Elif(queue.o.valid):
+            m.d.comb += self.oldest_index.eq(head.index)
+        with m.Else():
+            m.d.comb += self.oldest_index.eq(~0)
+
+        for engine in Engine:
+            tokens = Signal(TOKEN_COUNTER_BITS, name=f"tokens_{engine.name.lower()}")
+            wanted = header.wait[engine]
+            given = self.given[engine]
+            taken = starts & wanted
+            full = tokens.all()
+            m.d.comb += [
+                self.missing[engine].eq(queue.o.valid & wanted & (tokens == 0)),
+                self.overflow[engine].eq(given & ~taken & full),
+            ]
+            with m.If(given & ~taken & ~full):
+                m.d.sync += tokens.eq(tokens + 1)
+            with m.Elif(taken & ~given):
+                m.d.sync += tokens.eq(tokens - 1)
+        return m

@@ -1,0 +1,60 @@
+"""Signatures of what engines and memories offer each other; all seen from the client.
+
+A memory port is synchronous: address and enable in one cycle, read data in the next. Ports to a
+memory that is shared in slots look the same; their client must enable them only in its slot
+(:mod:`twillcore.timing`), and takes read data in the following cycle. ``phase`` is the free-running
+frame counter.
+"""
+
+from amaranth.lib import enum, stream, wiring
+from amaranth.lib.wiring import In, Out
+
+from twillcore.config import FRAME_CYCLES
+from twillcore.hw.layouts import INDEX_BITS, ISSUED
+
+PHASE_BITS = (FRAME_CYCLES - 1).bit_length()
+CAUSE_BITS = 4
+
+
+class Activity(enum.Enum, shape=2):
+    """What an engine does in a cycle, for the performance counters."""
+
+    IDLE = 0  #: nothing accepted: waits for tokens or instructions
+    BUSY = 1  #: useful work (GEMM: a beat was issued)
+    BLOCKED = 2  #: LOAD, STORE: waits for the bus; GEMM: waits for the drain
+    ENDING = 3  #: would accept work, but has instructions that have not retired
+
+
+def read_port(address_bits, shape):
+    """Return a synchronous read port, seen from the client."""
+    return wiring.Signature({
+        "address": Out(address_bits), "enable": Out(1), "data": In(shape),
+    })  # fmt: skip
+
+
+def write_port(address_bits, shape, enable_bits=1):
+    """Return a write port, seen from the client; enable bits cover equal parts of the data."""
+    return wiring.Signature({
+        "address": Out(address_bits), "enable": Out(enable_bits), "data": Out(shape),
+    })  # fmt: skip
+
+
+#: Raised for one cycle when an instruction cannot be executed; the machine stops.
+ERROR = wiring.Signature({
+    "valid": Out(1), "cause": Out(CAUSE_BITS), "index": Out(INDEX_BITS),
+})  # fmt: skip
+
+
+def engine_members():
+    """Return the ports that every engine has.
+
+    ``instruction`` delivers instructions whose tokens are taken, in order; the transfer is the
+    instruction's start. ``retire`` is high for one cycle per instruction, in order: its end.
+    """
+    return {
+        "phase": In(PHASE_BITS),
+        "instruction": In(stream.Signature(ISSUED)),
+        "retire": Out(1),
+        "activity": Out(Activity),
+        "error": Out(ERROR),
+    }

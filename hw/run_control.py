@@ -1,0 +1,114 @@
+"""Whether the machine runs, and why it stopped."""
+
+from amaranth.hdl import Module, Signal
+from amaranth.lib import wiring
+from amaranth.lib.wiring import In, Out
+
+from twillcore.hw.layouts import INDEX_BITS
+from twillcore.hw.ports import CAUSE_BITS, ERROR, PHASE_BITS
+from twillcore.isa import Cause, Engine
+from twillcore.registers import NO_ENGINE
+
+#: Who can report an error; of two in one cycle the first wins.
+SOURCES = (*(engine.name.lower() for engine in Engine), "fetch", "dispatch")
+ENGINE_NUMBER_BITS = 3
+
+
+class RunControl(wiring.Component):
+    """Start, stop, error latch and watchdog; the frame counter and the cycle counter.
+
+    ``start`` is ignored while the machine runs. Else ``running`` is high from the next cycle on:
+    that is cycle 0, and its ``phase`` is 0. The machine stops in the cycle after ``halt`` or an
+    error; ``cycles`` then is the number of cycles that it ran.
+
+    Members
+    -------
+    start : In(1)
+    halt : In(1)
+    error_<source> : In(ERROR)
+        In the order of :data:`SOURCES`.
+    progress : In(1)
+        An instruction retired, an engine works, or the bus moved a beat.
+    watchdog : In(32)
+        Cycles without progress after which the machine stops; 0: never.
+    oldest_index : In(INDEX_BITS)
+        What the watchdog blames, with ``oldest_engine``.
+    oldest_engine : In(3)
+    running, done, error : Out(1)
+        At most one is high; all are low before the first start.
+    begin : Out(1)
+        Cycle -1: the accepted start.
+    phase : Out(PHASE_BITS)
+    cycles : Out(32)
+    cause, index, engine : Out
+        Of the last error.
+    """
+
+    def __init__(self):
+        super().__init__(
+            {
+                "start": In(1),
+                "halt": In(1),
+                "progress": In(1),
+                "watchdog": In(32),
+                "oldest_index": In(INDEX_BITS),
+                "oldest_engine": In(ENGINE_NUMBER_BITS),
+                "running": Out(1),
+                "done": Out(1),
+                "error": Out(1),
+                "begin": Out(1),
+                "phase": Out(PHASE_BITS),
+                "cycles": Out(32),
+                "cause": Out(CAUSE_BITS),
+                "index": Out(INDEX_BITS),
+                "engine": Out(ENGINE_NUMBER_BITS),
+            }
+            | {f"error_{source}": In(ERROR) for source in SOURCES}
+        )
+
+    def elaborate(self, platform):
+        m = Module()
+        m.d.comb += self.begin.eq(self.start & ~self.running)
+        m.d.sync += self.phase.eq(self.phase + 1)
+
+        quiet = Signal(32)  # cycles since the last progress
+        with m.If(self.progress):
+            m.d.sync += quiet.eq(0)
+        with m.Else():
+            m.d.sync += quiet.eq(quiet + 1)
+
+        with m.If(self.running):
+            m.d.sync += self.cycles.eq(self.cycles + 1)
+            with m.If(self.halt):
+                m.d.sync += [self.running.eq(0), self.done.eq(1)]
+            for number, source in enumerate(SOURCES):
+                error = getattr(self, f"error_{source}")
+                clause = m.If(error.valid) if number == 0 else m.Elif(error.valid)
+                with clause:
+                    engine = number if number < len(Engine) else NO_ENGINE
+                    m.d.sync += self._stop(error.cause, error.index, engine)
+            with m.Elif((quiet >= self.watchdog) & (self.watchdog != 0)):
+                m.d.sync += self._stop(Cause.WATCHDOG, self.oldest_index, self.oldest_engine)
+        with m.Elif(self.begin):
+            m.d.sync += [
+                self.running.eq(1),
+                self.done.eq(0),
+                self.error.eq(0),
+                self.cause.eq(Cause.NONE),
+                self.index.eq(0),
+                self.engine.eq(0),
+                self.phase.eq(0),
+                self.cycles.eq(0),
+                quiet.eq(0),
+            ]
+        return m
+
+    def _stop(self, cause, index, engine):
+        return [
+            self.running.eq(0),
+            self.done.eq(0),
+            self.error.eq(1),
+            self.cause.eq(cause),
+            self.index.eq(index),
+            self.engine.eq(engine),
+        ]
