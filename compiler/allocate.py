@@ -1,0 +1,129 @@
+"""Addresses from lifetimes: where every buffer of a plan lies.
+
+A buffer lives from the first step that touches it to the last. Each space is filled by *next fit*:
+a new buffer goes behind the one before it, past those that live, round and round. That reuses the
+words that were free longest, so that a LOAD can run far ahead of its user and drains need not wait
+for readers. Where a space is tight, first fit packs it instead.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from twillcore.compiler.steps import Buffer, Plan, Space, depth
+from twillcore.errors import TwillcoreError
+from twillcore.isa import WORD_BYTES
+
+DRAM_ALIGNMENT = 128  # bytes: FETCH reads bursts of it, and it is a multiple of any AXI width
+PREFETCH_BYTES = 1024  # that FETCH may read behind the program
+
+
+class OutOfSpace(TwillcoreError):
+    """No place for ``buffer``, which ``step`` (an index) needs, among the ``living``."""
+
+    def __init__(self, buffer: Buffer, step: int, living: list[Buffer]) -> None:
+        super().__init__(f"no place for {buffer.name} ({buffer.size}) in {buffer.space.name}")
+        self.buffer, self.step, self.living = buffer, step, living
+
+
+@dataclass(frozen=True, eq=False)
+class Placement:
+    """The address of every buffer; DRAM in bytes, other spaces in their units.
+
+    ``constant_bytes`` is the end of program and constants, ``memory_bytes`` that of all DRAM.
+    """
+
+    addresses: dict[Buffer, int]
+    constant_bytes: int
+    memory_bytes: int
+
+    def __str__(self) -> str:
+        lines = [
+            f"{buffer.space.name} {address}..{address + buffer.size - 1} {buffer.name}"
+            for buffer, address in self.addresses.items()
+        ]
+        return "\n".join(lines)
+
+
+@dataclass
+class _Life:
+    buffer: Buffer
+    start: int
+    end: int
+
+
+def allocate(plan: Plan) -> Placement:
+    """Give every buffer its place.
+
+    Raises
+    ------
+    OutOfSpace
+        If the buffers that live at the same time do not fit.
+    """
+    lives: dict[Buffer, _Life] = {}
+    for index, step in enumerate(plan.steps):
+        for buffer in step.buffers():
+            life = lives.setdefault(buffer, _Life(buffer, index, index))
+            life.end = index
+    addresses: dict[Buffer, int] = {}
+    for space in Space:
+        mine = [life for life in lives.values() if life.buffer.space == space]
+        if not mine or space == Space.DRAM:
+            continue
+        size = depth(space, plan.config)
+        try:
+            addresses |= _fit(mine, size, rotate=True)
+        except OutOfSpace:
+            addresses |= _fit(mine, size, rotate=False)
+    return _place_dram(plan, addresses, lives)
+
+
+def _fit(lives: Iterable[_Life], size: int, rotate: bool) -> dict[Buffer, int]:
+    """Place buffers in the order of their starts, behind the last one (``rotate``) or lowest."""
+    addresses: dict[Buffer, int] = {}
+    living: list[_Life] = []
+    head = 0
+    for life in lives:
+        living = [other for other in living if other.end >= life.start]
+        taken = sorted((addresses[o.buffer], addresses[o.buffer] + o.buffer.size) for o in living)
+        address = _gap(taken, life.buffer.size, size, head if rotate else 0)
+        if address is None and rotate:
+            address = _gap(taken, life.buffer.size, size, 0)
+        if address is None:
+            raise OutOfSpace(life.buffer, life.start, [other.buffer for other in living])
+        addresses[life.buffer] = address
+        head = address + life.buffer.size
+        living.append(life)
+    return addresses
+
+
+def _gap(taken: list[tuple[int, int]], length: int, size: int, start: int) -> int | None:
+    """Return the lowest free address from ``start`` on."""
+    address = start
+    for low, high in taken:
+        if high <= address:
+            continue
+        if low >= address + length:
+            break
+        address = high
+    return address if address + length <= size else None
+
+
+def _align(address: int) -> int:
+    return -(-address // DRAM_ALIGNMENT) * DRAM_ALIGNMENT
+
+
+def _place_dram(plan: Plan, addresses: dict[Buffer, int], lives: dict) -> Placement:
+    """Program, constants, then what the program writes or the host provides."""
+    end = _align((len(plan.steps) + 1) * WORD_BYTES)
+    buffers = [buffer for buffer in lives if buffer.space == Space.DRAM]
+    slots = [buffer for _, buffer in (*plan.inputs, *plan.outputs)]
+    constants = [buffer for buffer in buffers if buffer.data is not None]
+    others = dict.fromkeys([*slots, *(b for b in buffers if b.data is None)])
+    for buffer in constants:
+        addresses[buffer] = end
+        end = _align(end + buffer.size)
+    constant_bytes = end
+    for buffer in others:
+        addresses[buffer] = end
+        end = _align(end + buffer.size)
+    return Placement(addresses, constant_bytes, _align(end + PREFETCH_BYTES))

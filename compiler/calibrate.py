@@ -1,0 +1,215 @@
+"""Run the float graph on calibration inputs and record what range every tensor has."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from twillcore.compiler.errors import CompileError
+from twillcore.compiler.float_graph import (
+    FloatAdd,
+    FloatAttention,
+    FloatGraph,
+    FloatLayerNorm,
+    FloatLinear,
+    FloatMap,
+    FloatMatMul,
+    FloatMultiply,
+    FloatOp,
+    Floats,
+    FloatSoftmax,
+    Function,
+)
+
+SAMPLE_ROWS = 512  # rows kept of every tensor, to compare roundings on
+BEFORE = ":before"  # suffix of what a function is applied to
+ALONE = ":alone"  # suffix of a linear layer's result before the residual is added
+
+
+@dataclass
+class Range:
+    """Smallest and largest value per channel, and some rows (rows, channels)."""
+
+    low: Floats
+    high: Floats
+    sample: Floats
+
+    @property
+    def magnitude(self) -> Floats:
+        """Largest absolute value per channel."""
+        return np.maximum(np.abs(self.low), np.abs(self.high))
+
+    @property
+    def peak(self) -> float:
+        """Largest absolute value."""
+        return float(self.magnitude.max(initial=0.0))
+
+
+@dataclass
+class Calibration:
+    """Ranges by tensor, and by tensor with a suffix for values inside a fused op."""
+
+    ranges: dict[str, Range] = field(default_factory=dict)
+
+    def __getitem__(self, name: str) -> Range:
+        return self.ranges[name]
+
+    def __str__(self) -> str:
+        return "\n".join(f"{name}: {r.low.min():.4g}..{r.high.max():.4g}" for name, r in
+                         self.ranges.items())  # fmt: skip
+
+
+def apply(function: Function | None, x: Tensor) -> Tensor:
+    """Apply an elementwise function to a tensor of real numbers."""
+    if function is None:
+        return x
+    if function.name == "gelu" and function.arguments:
+        return torch.ops.aten.gelu(x, approximate=str(function.arguments[0]))
+    return getattr(torch.ops.aten, function.name)(x, *function.arguments)
+
+
+def evaluate(
+    graph: FloatGraph,
+    inputs: Mapping[str, Tensor],
+    masks: Mapping[str, Tensor],
+    record: Callable[[str, Tensor], None] = lambda name, value: None,
+) -> dict[str, Tensor]:
+    """Return every tensor of ``graph``.
+
+    ``inputs`` are (batch, rows, channels), ``masks`` boolean (batch, 1, keys); the batch may be any
+    multiple of the graph's. ``record`` sees every tensor, and values inside fused ops.
+    """
+    values = dict(inputs)
+    for name, value in inputs.items():
+        record(name, value)
+    with torch.no_grad():
+        for op in graph.ops:
+            values[op.out] = _EVALUATE[type(op)](op, values, masks, record)
+            record(op.out, values[op.out])
+    return values
+
+
+def _linear(op: FloatLinear, values: Mapping, masks: Mapping, record: Callable) -> Tensor:
+    x = values[op.x] @ torch.from_numpy(op.weight).T + torch.from_numpy(op.bias)
+    if op.residual is not None:
+        record(op.out + ALONE, x)
+        x = x + values[op.residual]
+    if op.function is not None:
+        record(op.out + BEFORE, x)
+    return apply(op.function, x)
+
+
+def _map(op: FloatMap, values: Mapping, masks: Mapping, record: Callable) -> Tensor:
+    x = values[op.x] * torch.from_numpy(op.factor) + torch.from_numpy(op.offset)
+    if op.function is not None:
+        record(op.out + BEFORE, x)
+    return apply(op.function, x)
+
+
+def _matmul(op: FloatMatMul, values: Mapping, masks: Mapping, record: Callable) -> Tensor:
+    b = values[op.b]
+    return values[op.a] @ (b.transpose(1, 2) if op.transpose_b else b) * op.scale
+
+
+def _attention(op: FloatAttention, values: Mapping, masks: Mapping, record: Callable) -> Tensor:
+    q, k, v = (
+        values[name].unflatten(-1, (op.heads, op.head_channels)).transpose(1, 2)
+        for name in (op.q, op.k, op.v)
+    )
+    scores = q @ k.transpose(-1, -2) * op.scale
+    if op.mask is not None:
+        lowest = torch.finfo(scores.dtype).min
+        scores = scores.masked_fill(~masks[op.mask][:, None], lowest)
+    return (scores.softmax(-1) @ v).transpose(1, 2).flatten(2)
+
+
+def _softmax(op: FloatSoftmax, values: Mapping, masks: Mapping, record: Callable) -> Tensor:
+    return torch.softmax(values[op.x] * op.scale, -1)
+
+
+def _layer_norm(op: FloatLayerNorm, values: Mapping, masks: Mapping, record: Callable) -> Tensor:
+    gamma, beta = torch.from_numpy(op.gamma), torch.from_numpy(op.beta)
+    return torch.nn.functional.layer_norm(values[op.x], gamma.shape, gamma, beta, op.epsilon)
+
+
+def _add(op: FloatAdd, values: Mapping, masks: Mapping, record: Callable) -> Tensor:
+    return values[op.a] * op.a_scale + values[op.b] * op.b_scale
+
+
+def _multiply(op: FloatMultiply, values: Mapping, masks: Mapping, record: Callable) -> Tensor:
+    return values[op.a] * values[op.b] * op.scale
+
+
+_EVALUATE: dict[type[FloatOp], Callable[..., Tensor]] = {
+    FloatLinear: _linear,
+    FloatMap: _map,
+    FloatMatMul: _matmul,
+    FloatAttention: _attention,
+    FloatSoftmax: _softmax,
+    FloatLayerNorm: _layer_norm,
+    FloatAdd: _add,
+    FloatMultiply: _multiply,
+}
+
+
+def calibrate(
+    graph: FloatGraph,
+    samples: Sequence[tuple[Mapping[str, NDArray], Mapping[str, NDArray]]],
+    batch: int = 8,
+) -> Calibration:
+    """Return the ranges of every tensor over ``samples``, pairs of chip inputs and masks.
+
+    Rows that the mask of a self-attention excludes as keys are padding: they do not count.
+
+    Raises
+    ------
+    CompileError
+        If a tensor becomes NaN or infinite; the first ones are named.
+    """
+    calibration = Calibration()
+    generator = np.random.default_rng(0)
+    share = max(1, SAMPLE_ROWS // max(1, -(-len(samples) // batch)))
+    bad: dict[str, int] = {}
+    for start in range(0, len(samples), batch):
+        group = samples[start : start + batch]
+        inputs = {n: _joined([s[0][n] for s in group]).float() for n in graph.inputs}
+        masks = {n: _joined([s[1][n] for s in group]) for n in graph.masks}
+        rows = next((mask[:, 0] for mask in masks.values()), None)
+
+        def record(name: str, value: Tensor, rows: Tensor | None = rows) -> None:
+            if rows is not None and rows.shape == value.shape[:2] and rows.any():
+                value = value[rows]
+            flat = value.reshape(-1, value.shape[-1]).numpy()
+            wrong = int((~np.isfinite(flat)).sum())
+            if wrong:
+                bad[name] = bad.get(name, 0) + wrong
+            _note(calibration, name, flat, share, generator)
+
+        evaluate(graph, inputs, masks, record)
+    if bad:
+        listed = "; ".join(f"{name}: {n} values" for name, n in list(bad.items())[:10])
+        raise CompileError(f"NaN or infinite values during calibration: {listed}")
+    return calibration
+
+
+def _joined(arrays: Sequence[NDArray]) -> Tensor:
+    return torch.from_numpy(np.concatenate(arrays))
+
+
+def _note(
+    calibration: Calibration, name: str, flat: Floats, share: int, generator: np.random.Generator
+) -> None:
+    chosen = flat
+    if len(flat) > share:
+        chosen = flat[generator.choice(len(flat), share, replace=False)]
+    low, high = flat.min(0), flat.max(0)
+    known = calibration.ranges.get(name)
+    if known is None:
+        calibration.ranges[name] = Range(low, high, chosen.copy())
+        return
+    known.low = np.minimum(known.low, low)
+    known.high = np.maximum(known.high, high)
+    known.sample = np.concatenate([known.sample, chosen])

@@ -1,0 +1,237 @@
+"""The quantised graph: what the front end hands to the back end, and what the reference executes.
+
+Every tensor is (batch, rows, channels) of integers. Every op is a frozen dataclass that holds its
+integer parameters as numpy arrays and names its tensors; the exact arithmetic of each is
+:mod:`twillcore.numerics`, quoted in its docstring. Ops stand in execution order.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields
+
+import numpy as np
+from numpy.typing import NDArray
+
+from twillcore.config import Config
+from twillcore.isa import ElementwiseOp, Function
+
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """An integer tensor of 8 or 16 bits: real = integer * scale * 2**channel_shift[c]."""
+
+    name: str
+    batch: int
+    rows: int
+    channels: int
+    bits: int
+    scale: float
+    channel_shift: Ints | None = None  # int, one per channel; None: all zero
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(batch, rows, channels)."""
+        return self.batch, self.rows, self.channels
+
+
+@dataclass(frozen=True)
+class Op:
+    """Base of all ops: a name for reports (the module path it comes from)."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Linear(Op):
+    """``out = narrow(f(scale_accumulator(x @ weight.T, bias, multiplier, shift) + residual))``.
+
+    x int8 (batch, rows, K); weight int8 (N, K) of which every aligned block of ``config.block``
+    inputs has at most ``beats`` non-zeros per output; residual, if any, int16 (batch, rows, N),
+    added by ``add_residual(.., residual_shift)``; function NONE, RELU or TABLE (``look_up`` in
+    ``table``, 256 int16). An int16 output is written before, an int8 output after
+    ``narrow(.., narrow_shift)``. bias, multiplier, shift and narrow_shift are (N,).
+    """
+
+    x: str
+    out: str
+    weight: NDArray[np.int8]
+    beats: int
+    bias: Ints
+    multiplier: Ints
+    shift: Ints
+    narrow_shift: Ints
+    residual: str | None = None
+    residual_shift: int = 0
+    function: Function = Function.NONE
+    table: Ints | None = None
+
+
+@dataclass(frozen=True)
+class Map(Op):
+    """As :class:`Linear` with the identity as weight: x int8 (batch, rows, N), one channel each."""
+
+    x: str
+    out: str
+    bias: Ints
+    multiplier: Ints
+    shift: Ints
+    narrow_shift: Ints
+    residual: str | None = None
+    residual_shift: int = 0
+    function: Function = Function.NONE
+    table: Ints | None = None
+
+
+@dataclass(frozen=True)
+class MatMul(Op):
+    """Product of two activations, per batch item: ``a @ b`` or ``a @ b.T``.
+
+    a int8 (batch, M, K); b int8 (batch, K, N), or (batch, N, K) if ``transpose_b``. One multiplier
+    and shift for all columns, no bias; ``narrow_shift`` is (N,), used for an int8 output.
+    """
+
+    a: str
+    b: str
+    out: str
+    transpose_b: bool
+    multiplier: int
+    shift: int
+    narrow_shift: Ints
+
+
+@dataclass(frozen=True)
+class Attention(Op):
+    """Multi-head attention on projected, int8 q (batch, T, heads * head_channels), k, v.
+
+    k and v are (batch, S, heads * head_channels). Per head h (channels h * head_channels and on;
+    head_channels is a multiple of the columns of the configuration, the front end pads heads with
+    zero channels):
+    ``logits = scale_accumulator(q_h @ k_h.T, bias, multiplier, shift)``, int16 in 1/16 octave.
+    bias is 0, or ``MASKED_BIAS`` for keys that ``mask`` (a graph input (batch, 1, S), bool)
+    excludes and for the padding keys up to a multiple of ``config.dsp_columns``.
+    ``e = exponential(logits, row maximum)``; ``m, s = lane_scale(sum(e), numerator, lane_shift)``;
+    ``out_h = narrow(scale_accumulator(e @ v_h, 0, m, s), narrow_shift_h)``, int8.
+    A masked key has an exponential of 0, so an item whose keys are all masked is 0.
+    ``narrow_shift`` is (heads * head_channels,).
+    """
+
+    q: str
+    k: str
+    v: str
+    out: str
+    heads: int
+    head_channels: int
+    multiplier: int
+    shift: int
+    numerator: int
+    lane_shift: int
+    narrow_shift: Ints
+    mask: str | None = None
+
+
+@dataclass(frozen=True)
+class Softmax(Op):
+    """Softmax over the channels of int8 x, to int8.
+
+    ``logits = scale_accumulator(x, 0, multiplier, shift)`` int16 in 1/16 octave (padding channels,
+    up to a multiple of ``config.dsp_columns``, are masked by ``MASKED_BIAS``), ``e`` and ``m, s``
+    as in :class:`Attention`, ``out = narrow(scale_accumulator(e, 0, m, s), 0)``.
+    """
+
+    x: str
+    out: str
+    multiplier: int
+    shift: int
+    numerator: int
+    lane_shift: int
+
+
+@dataclass(frozen=True)
+class LayerNorm(Op):
+    """``layer_norm(x, channels, epsilon, gamma, beta, shift)`` of int16 x.
+
+    Written as int16 to ``wide_out`` and, after ``narrow(.., narrow_shift)``, as int8 to ``out``;
+    either may be None. gamma, beta, shift, narrow_shift are (channels,).
+    """
+
+    x: str
+    out: str | None
+    wide_out: str | None
+    epsilon: int
+    gamma: Ints
+    beta: Ints
+    shift: Ints
+    narrow_shift: Ints
+
+
+@dataclass(frozen=True)
+class Elementwise(Op):
+    """``elementwise_add`` or ``elementwise_multiply`` of a and b, each int8 or int16.
+
+    An int8 output is narrowed by ``narrow_shift`` (one int). ``a`` may equal ``b``: a conversion
+    between int8 and int16 is an ADD with ``b_multiplier`` 0.
+    """
+
+    op: ElementwiseOp
+    a: str
+    b: str
+    out: str
+    a_multiplier: int
+    b_multiplier: int
+    shift: int
+    narrow_shift: int
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A quantised network for one configuration.
+
+    ``inputs`` are names of int8 or int16 tensors, ``masks`` names of boolean inputs
+    (batch, 1, keys) whose :class:`Tensor` has bits 1; ``outputs`` are names of tensors.
+    """
+
+    config: Config
+    tensors: dict[str, Tensor]
+    ops: tuple[Op, ...]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    masks: tuple[str, ...] = ()
+    notes: dict[str, object] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        lines = []
+        for name in (*self.inputs, *self.masks):
+            tensor = self.tensors[name]
+            lines.append(f"input  {name}: int{tensor.bits} {list(tensor.shape)}")
+        for op in self.ops:
+            parts = []
+            for f in fields(op):
+                value = getattr(op, f.name)
+                if f.name in ("name", "out", "wide_out") or value is None:
+                    continue
+                if isinstance(value, np.ndarray):
+                    value = f"{value.dtype}{list(value.shape)}"
+                parts.append(f"{f.name}={value}")
+            outs = " ".join(
+                f"{o}: int{self.tensors[o].bits} {list(self.tensors[o].shape)}" for o in writes(op)
+            )
+            lines.append(f"{outs} = {type(op).__name__}[{op.name}] {' '.join(parts)}")
+        lines.append(f"output {' '.join(self.outputs)}")
+        return "\n".join(lines)
+
+
+def reads(op: Op) -> Iterator[str]:
+    """Yield the tensors that ``op`` reads."""
+    for name in ("x", "a", "b", "q", "k", "v", "residual", "mask"):
+        tensor = getattr(op, name, None)
+        if isinstance(tensor, str):
+            yield tensor
+
+
+def writes(op: Op) -> Iterator[str]:
+    """Yield the tensors that ``op`` writes."""
+    for name in ("out", "wide_out"):
+        tensor = getattr(op, name, None)
+        if tensor is not None:
+            yield tensor
