@@ -1,0 +1,1 @@
+"""Networks and compression methods, in plain torch."""

@@ -1,0 +1,124 @@
+"""Models that other libraries have pruned or quantised, as plain modules that the compiler reads.
+
+None of those libraries is imported: what they leave in a module is known by its form. Sparsity and
+coarse grids are found again in the plain weights, without annotation.
+"""
+
+import copy
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize, prune
+
+from twillcore.errors import TwillcoreError
+from twillcore.models.plain import remove_parametrisations
+
+
+def plain(module: nn.Module) -> nn.Module:
+    """Return a copy of ``module`` with plain weights.
+
+    Understood: masks of ``torch.nn.utils.prune``; parametrisations; weights that are tensor
+    subclasses with ``dequantize()`` (torchao's weight-only); layers with ``quant_weight()``
+    (brevitas); graphs in which weights pass through a ``dequantize`` (pt2e).
+
+    Raises
+    ------
+    TwillcoreError
+        If a weight is not finite afterwards; all such are named.
+    """
+    for child in module.modules():  # a pruned weight is the result of a product: no copy of those
+        for key, value in vars(child).items():
+            if isinstance(value, Tensor) and not value.is_leaf:
+                vars(child)[key] = value.detach()
+    module = copy.deepcopy(module)
+    for name, child in list(module.named_modules()):
+        _remove_masks(child)
+        if parametrize.is_parametrized(child):
+            remove_parametrisations(child)
+        _dequantise_parameters(child)
+        if callable(getattr(child, "quant_weight", None)):
+            replacement = _from_quantised_layer(name, child)
+            if not name:
+                module = replacement
+            else:
+                parent, _, last = name.rpartition(".")
+                setattr(module.get_submodule(parent), last, replacement)
+    if isinstance(module, torch.fx.GraphModule):
+        _fold_dequantised(module)
+    wrong = [n for n, p in module.named_parameters() if not p.isfinite().all()]
+    if wrong:
+        raise TwillcoreError(f"weights with NaN or infinity: {', '.join(wrong)}")
+    return module
+
+
+def _remove_masks(layer: nn.Module) -> None:
+    for hook in list(layer._forward_pre_hooks.values()):
+        if isinstance(hook, prune.BasePruningMethod):
+            prune.remove(layer, hook._tensor_name)
+
+
+def _dequantise_parameters(layer: nn.Module) -> None:
+    for name, parameter in list(layer.named_parameters(recurse=False)):
+        if type(parameter.data) is not Tensor and hasattr(parameter, "dequantize"):
+            value = parameter.dequantize().detach().clone()
+            setattr(layer, name, nn.Parameter(value, requires_grad=False))
+
+
+def _from_quantised_layer(name: str, layer: nn.Module) -> nn.Module:
+    """Return the torch layer that a brevitas one is, with its weights on their grid."""
+    quantised = layer.quant_weight()
+    integers = quantised.int() if callable(quantised.int) else quantised.int
+    zero = getattr(quantised, "zero_point", None)
+    if zero is not None and bool(torch.as_tensor(zero).any()):
+        raise TwillcoreError(f"{name}: weights have a zero point; the chip's are symmetric")
+    weight = (integers.to(torch.float32) * quantised.scale).detach()
+    for kind in (nn.Linear, nn.Conv1d, nn.Conv2d):
+        if isinstance(layer, kind):
+            break
+    else:
+        raise TwillcoreError(f"{name}: no plain layer for {type(layer).__name__}")
+    if kind is nn.Linear:
+        new: nn.Module = nn.Linear(layer.in_features, layer.out_features, layer.bias is not None)
+    else:
+        new = kind(
+            layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride,
+            layer.padding, layer.dilation, layer.groups, layer.bias is not None,
+        )  # fmt: skip
+    with torch.no_grad():
+        new.weight.copy_(weight)
+        if layer.bias is not None:
+            new.bias.copy_(layer.bias)
+    return new.train(layer.training).requires_grad_(False)
+
+
+@torch.no_grad()
+def _fold_dequantised(graph_module: torch.fx.GraphModule) -> None:
+    """Evaluate ``dequantize`` of constants; drop quantise-dequantise pairs of activations.
+
+    The compiler calibrates activations itself.
+    """
+    graph = graph_module.graph
+    for node in list(graph.nodes):
+        if node.op != "call_function" or "dequantize" not in str(node.target):
+            continue
+        inputs = node.all_input_nodes
+        if all(source.op == "get_attr" for source in inputs):
+            values = {source: _attribute(graph_module, source.target) for source in inputs}
+            arguments = torch.fx.node.map_arg(node.args, values.__getitem__)
+            options = torch.fx.node.map_arg(node.kwargs, values.__getitem__)
+            value = node.target(*arguments, **options)
+            name = f"dequantised_{node.name}"
+            graph_module.register_parameter(name, nn.Parameter(value, requires_grad=False))
+            with graph.inserting_before(node):
+                node.replace_all_uses_with(graph.get_attr(name))
+        elif "quantize" in str(getattr(inputs[0], "target", "")):
+            node.replace_all_uses_with(inputs[0].all_input_nodes[0])
+    graph.eliminate_dead_code()
+    graph_module.recompile()
+
+
+def _attribute(module: nn.Module, path: str) -> Tensor:
+    value: object = module
+    for part in path.split("."):
+        value = getattr(value, part)
+    return value
