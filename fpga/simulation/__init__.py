@@ -1,0 +1,1 @@
+"""Board designs under Verilator, serial line included."""

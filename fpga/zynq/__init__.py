@@ -1,0 +1,1 @@
+"""Zynq: Vivado scripts and the PYNQ driver."""
