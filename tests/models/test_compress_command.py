@@ -1,0 +1,102 @@
+"""``twillcore compress`` and ``twillcore pareto``, from arguments to files."""
+
+import json
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from twillcore.cli import app
+from twillcore.models import subjects
+from twillcore.models.digits_vit import DigitsViT
+from twillcore.models.nm import satisfies
+from twillcore.models.pattern import Pattern
+from twillcore.models.policy import Policy
+
+
+@pytest.fixture(autouse=True)
+def untrained(monkeypatch, tmp_path):
+    """Let the dense network be there at once."""
+    torch.manual_seed(0)
+    network = DigitsViT().eval()
+    monkeypatch.setattr(subjects, "train_dense", lambda *_, **__: network)
+    monkeypatch.setenv("TWILLCORE_CACHE", str(tmp_path / "cache"))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def invoke(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def test_candidates_and_their_picture(tmp_path):
+    one, family = tmp_path / "one", tmp_path / "family"
+    options = ("--method", "magnitude", "--config", "tiny", "--json")
+    done = invoke("compress", "digits-vit", "--target", "2:4", "-o", one, *options)
+    assert done.exit_code == 0, done.output
+    figures = json.loads((one / "figures.json").read_text())
+    assert figures["density"] == pytest.approx(0.5)
+    assert 1 < figures["speed_up"] < 2
+    weights = torch.load(one / "model.pt", weights_only=True)
+    policy = Policy.load(one / "policy.toml")
+    assert len(policy.layers) == 18
+    assert all(satisfies(weights[f"{n}.weight"], p) for n, p in policy.patterns().items())
+
+    done = invoke("compress", "digits-vit", "--target", "2:4", "--method", "idp", "--steps", 1,
+                  "--config", "tiny", "-o", family)  # fmt: skip
+    assert done.exit_code == 0, done.output
+    assert sorted(path.name for path in family.iterdir()) == ["2of4", "3of4"]
+    weights = torch.load(family / "2of4" / "model.pt", weights_only=True)
+    assert satisfies(weights["blocks.0.up.weight"], Pattern(2, 4))
+
+    done = invoke("pareto", one, family, "-o", tmp_path / "pareto.png", "--json")
+    assert done.exit_code == 0, done.output
+    assert (tmp_path / "pareto.png").stat().st_size > 10_000
+    folders = [one, family / "2of4", family / "3of4"]
+    rows = json.loads(done.stdout)
+    assert [row["folder"] for row in rows] == [str(folder) for folder in folders]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("resnet", "--target", "2:4"), "no network 'resnet' to compress"),
+        (("digits-vit", "--target", "cycles=9"), "cannot be met: the best possible is"),
+        (("digits-vit", "--target", "5:4"), "N:M sparsity needs 1 <= N <= M, not 5:4"),
+        (("digits-vit", "--target", "3:16"), "16 does not divide the block of 8"),
+        (
+            ("digits-vit", "--target", "bits=4", "--steps", "2"),
+            "training is for N:M; leave out the steps",
+        ),
+        (
+            ("digits-vit", "--target", "2:4", "--method", "idp"),
+            "idp needs a target N:M and --steps",
+        ),
+    ],
+)
+def test_bad_input(tmp_path, arguments, message):
+    done = invoke("compress", *arguments, "-o", tmp_path / "out")
+    assert done.exit_code == 1
+    assert message in str(done.exception)
+
+
+def test_weights_to_start_from(tmp_path):
+    options = ("--target", "2:4", "--config", "tiny", "--method", "magnitude")
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert invoke("compress", "digits-vit", *options, "-o", first).exit_code == 0
+    start = ("--start", first / "model.pt")
+    assert invoke("compress", "digits-vit", *options, "-o", second, *start).exit_code == 0
+    a, b = (torch.load(folder / "model.pt", weights_only=True) for folder in (first, second))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    torch.save({"other": torch.ones(1)}, tmp_path / "other.pt")
+    wrong = invoke(
+        "compress", "digits-vit", *options, "-o", second, "--start", tmp_path / "other.pt"
+    )
+    assert "other.pt: no weights of this network" in str(wrong.exception)
+
+
+def test_folders_without_candidates(tmp_path):
+    done = invoke("pareto", tmp_path, "-o", tmp_path / "p.png")
+    assert "no figures.json here" in str(done.exception)

@@ -1,0 +1,20 @@
+"""LOAD and STORE under Verilator, on an AXI4 memory that stalls and fails at random."""
+
+import pytest
+
+from twillcore.config import PRESETS
+from twillcore.hw.load import LoadEngine
+from twillcore.hw.store import StoreEngine
+from twillcore.sim.cosim import cosimulate
+
+TINY = PRESETS["tiny"]
+NARROW = TINY.replace(name="narrow", axi_data_bits=32, lanes=2)
+
+
+@pytest.mark.verilator
+@pytest.mark.parametrize(
+    ("engine", "config"), [(LoadEngine, TINY), (LoadEngine, NARROW), (StoreEngine, TINY)]
+)
+def test_engine(engine, config):
+    bench = engine.__name__.removesuffix("Engine").lower()
+    cosimulate(engine(config), f"twillcore.sim.benches.{bench}", config)

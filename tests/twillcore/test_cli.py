@@ -1,0 +1,292 @@
+"""The command line: what it prints, what it writes, and how it refuses."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from twillcore import cli
+from twillcore.cache import cached_file, content_key
+from twillcore.config import PRESETS, load_config
+from twillcore.image import Image
+
+COMMANDS = [module.__name__.rpartition(".")[2] for module in cli.COMMANDS]
+
+
+@pytest.fixture
+def call(capsys):
+    """Run a command; returns its exit code, stdout and stderr."""
+
+    def run(*arguments):
+        with pytest.raises(SystemExit) as left:
+            cli.main([str(argument) for argument in arguments])
+        code, captured = left.value.code, capsys.readouterr()
+        if isinstance(code, str):  # what Python itself prints when it leaves
+            return 1, captured.out, captured.err + code
+        return code or 0, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def mlp(tmp_path_factory):
+    """A small network: MODEL.pt2, calibration, inputs, and its outputs in fp32."""
+    folder = tmp_path_factory.mktemp("mlp")
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(24, 40), nn.GELU(), nn.Linear(40, 10)).eval()
+    x = torch.randn(12, 24)
+    torch.export.save(torch.export.export(module, (x[:4],)), folder / "mlp.pt2")
+    np.savez(folder / "in.npz", input=x.numpy())
+    np.savez(folder / "unnamed.npz", x.numpy())
+    return folder, x, module(x).detach().numpy()
+
+
+@pytest.fixture(scope="module")
+def program(mlp):
+    folder, _, _ = mlp
+    path = folder / "mlp.twill"
+    with pytest.raises(SystemExit) as left:
+        cli.main(
+            ["compile", str(folder / "mlp.pt2"), "--calibration", str(folder / "in.npz"),
+             "--config", "tiny", "-o", str(path)]
+        )  # fmt: skip
+    assert not left.value.code
+    return path
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_has_examples(call, command):
+    code, out, _ = call(command, "--help")
+    assert code == 0
+    assert f"twillcore {command}" in out.partition("Examples:")[2]
+
+
+def test_version_and_module_entry_point():
+    done = subprocess.run(
+        [sys.executable, "-m", "twillcore.cli", "--version"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.startswith("twillcore ")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [(), ("fly",), ("gemm", 1, 2), ("gemm", 1, 2, "x"), ("gemm", 1, 2, 3, "--engine", "abacus"),
+     ("gemm", 1, 2, 3, "--memory-latency", 0), ("profile", "p"), ("config",)],
+)  # fmt: skip
+def test_wrong_usage_leaves_with_2(call, arguments):
+    code, out, _ = call(*arguments)
+    assert code == 2
+    assert not out or not arguments  # help goes to stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("gemm", 1, 0, 1), "dimensions must be at least 1, not 1 x 0 x 1"),
+        (("gemm", 8, 8, 8, "--sparsity", "2/4"), "sparsity must be 'dense' or N:M such as 2:4"),
+        (("gemm", 8, 8, 8, "--sparsity", "2:3"), "3 does not divide the block of 8"),
+        (("gemm", 8, 8, 8, "--config", "mega"), "no configuration 'mega'"),
+        (("gemm", 8, 8, 8, "--engine", "cycle", "--vcd", "x"), "--vcd needs --engine rtl"),
+        (("gemm", 8, 8, 8, "--vcd-window", "1:2"), "--vcd-window needs --vcd FILE"),
+        (("gemm", 8, 8, 8, "--vcd", "x", "--vcd-window", "9:2"), "START < STOP, not '9:2'"),
+        (("run", "resnet"), "no network 'resnet': there is minilm"),
+        (("run", "minilm", "--tokens", 1), "tokens must be 3..512, not 1"),
+        (("disasm", "missing"), "missing: cannot be read: No such file"),
+        (("inspect", __file__), "not a Twillcore program"),
+        (("compile", "missing.pt2", "-o", "x"), "missing.pt2: no such file"),
+        (("compile", __file__, "-o", "x"), "torch.export.save is needed"),
+        (("config", "tiny", "-o", "/no/where"), "/no/where: cannot be written"),
+    ],
+)
+def test_errors_are_one_message_and_1(call, arguments, message):
+    code, out, err = call(*arguments)
+    assert code == 1
+    assert not out
+    assert err.rpartition("\n")[2].startswith("error: ")
+    assert message in err
+    assert "Traceback" not in err
+
+
+def test_config_prints_and_writes_what_config_reads(call, tmp_path):
+    code, out, _ = call("config", "tiny")
+    assert code == 0
+    path = tmp_path / "mine.toml"
+    path.write_text(out.replace("lanes = 4", "lanes = 8"))
+    assert load_config(path) == PRESETS["tiny"].replace(lanes=8)
+    other = tmp_path / "other.toml"
+    assert call("config", path, "-o", other)[0] == 0
+    assert load_config(other) == load_config(path)
+
+
+@pytest.mark.parametrize("engine", ["reference", "functional", "cycle"])
+def test_gemm_json(call, engine):
+    code, out, _ = call(
+        "gemm", 9, 20, 11, "--config", "tiny", "--engine", engine, "--sparsity", "1:4", "--json"
+    )
+    assert code == 0
+    data = json.loads(out)
+    assert data["engine"] == engine
+    assert data["config"] == "tiny"
+    assert data["macs"] == 9 * 20 * 11
+    assert data["bit_exact"] is (None if engine == "reference" else True)
+    assert data["sparsity"] == "1:4"
+    if engine == "cycle":
+        assert data["busy"] + sum(data["stalls"].values()) == data["cycles"]
+        share = data["useful_macs"] / (data["cycles"] * PRESETS["tiny"].multipliers)
+        assert data["utilisation"] == pytest.approx(share)
+        assert data["bytes_read"] > 9 * 20
+        assert data["bytes_written"] >= 9 * 11
+        assert data["simulated_cycles_per_second"] > 0
+    else:
+        assert data["cycles"] is None
+
+
+@pytest.mark.verilator
+def test_gemm_in_rtl_with_a_waveform(call, tmp_path):
+    wave = tmp_path / "gemm.vcd"
+    options = ("--config", "tiny", "--json")
+    code, out, _ = call("gemm", 9, 20, 11, *options, "--vcd", wave, "--vcd-window", "10:20")
+    assert code == 0
+    assert wave.read_text().startswith("$version")
+    rtl, cycle = (
+        json.loads(out),
+        json.loads(call("gemm", 9, 20, 11, *options, "--engine", "cycle")[1]),
+    )
+    for key in ("cycles", "stalls", "busy", "bytes_read", "bytes_written", "layers"):
+        assert rtl[key] == cycle[key]
+    assert rtl["bit_exact"]
+
+
+def test_gemm_for_people(call):
+    code, out, _ = call("gemm", 8, 16, 8, "--config", "tiny", "--engine", "cycle")
+    assert code == 0
+    for words in ("useful work", "utilisation", "bit for bit", "bytes read"):
+        assert words in out
+
+
+@pytest.mark.parametrize("inputs", ["in.npz", "unnamed.npz"])
+def test_compile_and_simulate(call, mlp, program, tmp_path, inputs):
+    folder, _, expected = mlp
+    out = tmp_path / "out.npz"
+    code, text, _ = call(
+        "simulate", program, "--inputs", folder / inputs, "--outputs", out, "--engine", "cycle",
+        "--json",
+    )  # fmt: skip
+    assert code == 0
+    assert json.loads(text)["bit_exact"]
+    found = np.load(out)["output_0"]
+    assert found.shape == expected.shape == (12, 10)
+    assert np.abs(found - expected).max() < 0.05 * np.abs(expected).max()
+
+
+def test_inspect_disasm_and_profile(call, program, tmp_path):
+    assert "instructions" in call("inspect", program)[1]
+    data = json.loads(call("inspect", program, "--json")[1])
+    assert data["config"] == "tiny"
+    assert data["macs"] == 4 * (24 * 40 + 40 * 10)
+    listing = call("disasm", program)[1].splitlines()
+    assert listing[-1].split()[1] == "halt"
+    instructions = [line for line in listing if not line.startswith("#")]
+    assert len(instructions) == Image.load(program).instruction_count
+    picture = tmp_path / "report.png"
+    assert call("profile", program, "-o", picture)[0] == 0
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"x": np.zeros((4, 24), "f4")}, "missing arrays: input; unknown arrays: x"),
+        ({"input": np.zeros((4, 23), "f4")}, "input: shape must be (4 or a multiple, 24)"),
+        ({"input": np.zeros((6, 24), "f4")}, "input: shape must be (4 or a multiple, 24)"),
+        ({"input": np.zeros((0, 24), "f4")}, "input: shape must be (4 or a multiple, 24)"),
+        ({"input": np.zeros((4, 24))}, "input: type must be float32, not float64"),
+        ({"input": np.full((4, 24), np.nan, "f4")}, "input: 96 NaN or infinite"),
+    ],
+)
+def test_wrong_inputs_are_named(call, program, tmp_path, arrays, message):
+    path = tmp_path / "in.npz"
+    np.savez(path, **arrays)
+    code, out, err = call("simulate", program, "--inputs", path, "--engine", "cycle")
+    assert code == 1
+    assert not out
+    assert message in err
+
+
+def test_inputs_that_are_no_archive_are_named(call, program, tmp_path):
+    text, array = tmp_path / "a.txt", tmp_path / "a.npy"
+    text.write_text("no arrays")
+    np.save(array, np.zeros(3))
+    for path, message in ((text, "not an .npz file"), (array, "needs an .npz file")):
+        code, _, err = call("simulate", program, "--inputs", path)
+        assert code == 1
+        assert f"{path}: " in err
+        assert message in err
+
+
+def test_verilog_writes_one_file_and_its_register_map(call, tmp_path):
+    code, out, _ = call("verilog", "--config", "tiny", "-o", tmp_path / "rtl")
+    assert code == 0
+    written = {path.name for path in (tmp_path / "rtl").iterdir()}
+    assert "twillcore.v" in written
+    assert len(written) > 1
+    assert all(name in out for name in written)
+
+
+def test_doctor_is_content_here(call):
+    code, out, _ = call("doctor", "--json")
+    data = json.loads(out)
+    assert code == 0, data
+    assert data["ok"]
+    assert {check["what"] for check in data["checks"]} >= {
+        "g++",
+        "make",
+        "torch",
+        "weights of MiniLM",
+    }
+
+
+def test_doctor_says_how_to_get_what_is_missing(call, monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("TWILLCORE_CACHE", str(tmp_path / "file"))
+    code, out, _ = call("doctor", "--json")
+    assert code == 1
+    missing = {check["what"]: check for check in json.loads(out)["checks"] if not check["found"]}
+    assert missing.keys() >= {"g++", "make", "cache is writable"}
+    assert "apt install make" in missing["make"]["remedy"]
+
+
+def test_cache_keeps_one_version_and_no_halves(monkeypatch, tmp_path):
+    monkeypatch.setenv("TWILLCORE_CACHE", str(tmp_path))
+    made = []
+
+    def make(path):
+        made.append(path)
+        path.write_text(str(len(made)))
+
+    keys = [content_key("a"), content_key("b")]
+    for key in (keys[0], keys[0], keys[1]):
+        path = cached_file("thing-1", key, ".txt", make)
+    other = cached_file("thing", keys[0], ".txt", make)
+    assert path.read_text() == "2"
+    assert sorted(tmp_path.iterdir()) == sorted([path, other])
+
+    def fail(path):
+        path.write_text("half")
+        raise RuntimeError("stopped")
+
+    with pytest.raises(RuntimeError):
+        cached_file("broken", keys[0], ".txt", fail)
+    assert sorted(tmp_path.iterdir()) == sorted([path, other])
+
+
+def test_content_keys_see_where_parts_end():
+    assert content_key("ab", "c") != content_key("a", "bc")
