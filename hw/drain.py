@@ -54,7 +54,7 @@ class Drain(wiring.Component):
     done : Out(1)
     """
 
-    BEAT_TO_START = 5
+    BEAT_TO_START = 9
     START_PHASE = 3
     LATENCY = 21  # from a column's cycle in the tile to its place in the output word
 
@@ -105,24 +105,28 @@ class Drain(wiring.Component):
         # One tile may wait while the one before drains.
         waiting = Signal()
         waiting_tile = Signal(TILE)
-        settled = Signal(range(self.BEAT_TO_START))  # cycles until the tile may start
+        settled = Signal(range(self.BEAT_TO_START))  # cycles until soon may say so
         tile = Signal(TILE)  # the tile whose columns enter
         active = Signal()
         column = Signal(range(config.dsp_columns))
         parameter = Signal(16)
         last_column = Signal()
+        soon = Signal()  # in the cycle before start
         start = Signal()  # in the cycle before S
+        # The sums of a last beat BEAT_TO_START cycles before the end of the drain come to column
+        # just after the last of the tile before.
+        released_with = config.dsp_columns - self.BEAT_TO_START - 1
+        assert released_with >= -2
+        m.d.sync += start.eq(soon)
         m.d.comb += [
             last_column.eq(column == config.dsp_columns - 1),
-            start.eq(
+            soon.eq(
                 waiting
                 & (settled == 0)
-                & (self.phase == self.START_PHASE - 1)
-                & (~active | last_column)
+                & (self.phase == self.START_PHASE - 2)
+                & (~active | (column == config.dsp_columns - 2))
             ),
-            # A last beat BEAT_TO_START cycles before the end of the drain has its sums in the
-            # shadow just after the shadow's last column has left.
-            self.release.eq(active & (column == config.dsp_columns - self.BEAT_TO_START - 1)),
+            self.release.eq(soon if released_with == -2 else active & (column == released_with)),
             self.parameter.address.eq(parameter),
             self.parameter.enable.eq(active),
         ]
@@ -146,7 +150,7 @@ class Drain(wiring.Component):
             m.d.sync += [
                 waiting.eq(1),
                 waiting_tile.eq(self.tile.payload),
-                settled.eq(self.BEAT_TO_START - 2),
+                settled.eq(self.BEAT_TO_START - 3),
             ]
 
         first = column == 0

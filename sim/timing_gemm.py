@@ -22,8 +22,8 @@ from dataclasses import dataclass
 
 from twillcore.config import FRAME_CYCLES, Config
 
-BEAT_TO_SUM = 6  # last beat to sums in the accumulators
-BEAT_TO_START = 5  # last beat to the earliest start of the drain
+BEAT_TO_SUM = 9  # last beat to sums in the array
+BEAT_TO_START = 9  # last beat to the earliest start of the drain
 START_PHASE = 3  # of the drain
 DRAIN_LATENCY = 21  # start of the drain to the write of a word, less the columns up to its last
 IN_FLIGHT = 16  # instructions that may be accepted and not retired
