@@ -11,6 +11,7 @@ from twillcore.config import Config
 from twillcore.hw.gated_add import gated_add
 from twillcore.hw.layouts import activation_word, operand_row, weight_row
 from twillcore.hw.multiplier import multiply
+from twillcore.hw.select import select_word
 from twillcore.hw.sequencer import BEAT
 
 #: Families whose multipliers are wide enough (25 x 8) for two lanes.
@@ -19,6 +20,8 @@ GROUP = 4  # columns that share the adder of their accumulators
 LONGEST_WINDOW = 2 * GROUP - 1  # beats that one window adds up, at most
 _WINDOW_BITS = 18  # LONGEST_WINDOW products of -128 * -128 are less than 2**17
 _PITCH = 16  # of two lanes in one multiplier
+#: For Vivado: these are short, LUTs are scarcer than flip-flops.
+_FLIP_FLOPS = {"shreg_extract": "no"}
 
 
 class _Controls(NamedTuple):
@@ -290,7 +293,12 @@ class DspArray(wiring.Component):
             Signal(signed(8), name=f"chosen_near_{name}_{i}", reset_less=True) for i in lanes
         ]
         with m.If(enable[2]):
-            m.d.sync += [chosen[i].eq(held[i].word_select(row.position, 8)) for i in lanes]
+            m.d.sync += [
+                chosen[i].eq(
+                    select_word(m, platform, held[i], row.position, 8, f"selector_{name}_{i}")
+                )
+                for i in lanes
+            ]
         with m.If(enable[3]):
             m.d.sync += [chosen_near[i].eq(chosen[i]) for i in lanes]
 
@@ -342,8 +350,13 @@ class DspArray(wiring.Component):
     def _accumulate(self, m, platform, control, addend, turn_shadow, depth, name):
         """Cycles 7 to 8 of a group in one lane: return the oldest column of its shadow."""
         shape = signed(self._config.accumulator_bits)
-        ring = [Signal(shape, name=f"sum_{name}_{i}", reset_less=True) for i in range(GROUP)]
-        shadow = [Signal(shape, name=f"shadow_{name}_{i}", reset_less=True) for i in range(depth)]
+        ring, shadow = (
+            [
+                Signal(shape, name=f"{kind}_{name}_{i}", reset_less=True, attrs=_FLIP_FLOPS)
+                for i in range(count)
+            ]
+            for kind, count in (("sum", GROUP), ("shadow", depth))
+        )
         total = Signal(shape, name=f"total_{name}")
         m.d.comb += total.eq(
             gated_add(m, platform, addend, ring[-1], ~control.clear, f"sum_{name}_add")
