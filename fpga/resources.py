@@ -12,6 +12,7 @@ from twillcore.errors import TwillcoreError
 from twillcore.fpga.parts import FAMILY_BLOCKS, Part
 from twillcore.fpga.tools import YOSYS, Progress, silent
 
+
 def split_before_luts(command: str) -> str:
     """Return synthesis ``command`` with every vector cut into bits before it maps LUTs.
 
@@ -21,8 +22,9 @@ def split_before_luts(command: str) -> str:
     return f"{command} -run begin:map_luts; splitnets; {command} -run map_luts:"
 
 
-#: Yosys commands per family. Shift registers stay flip-flops: LUTs are what is scarce. The design is flattened: what a part must hold is what is left after
-#: optimisation across modules, and names of cells still tell which module they came from.
+#: Yosys commands per family. The design is flattened: what a part must hold is what is left after
+#: optimisation across modules, and names of cells still tell which module they came from. On Xilinx
+#: families shift registers stay flip-flops, since LUTs are what is scarce.
 SYNTHESIS = {
     "xc7": split_before_luts("synth_xilinx -family xc7 -noiopad -flatten -nosrl -top {top}"),
     "xcup": split_before_luts("synth_xilinx -family xcup -noiopad -flatten -nosrl -top {top}"),

@@ -1,6 +1,6 @@
 """Addition of a value that can be switched off, at the price of the addition."""
 
-from amaranth.hdl import Cat, Const, Instance, Mux, Signal, signed
+from amaranth.hdl import Const, Instance, Mux, Signal, signed
 
 from twillcore.hw.multiplier import instantiates
 
@@ -11,8 +11,8 @@ _CCU2C_INIT = 0x6AAA
 def gated_add(m, platform, a, b, gate, name):
     """Return signed ``a + (b if gate else 0)`` in the bits of ``b``, which has at least those of a.
 
-    On Xilinx families the gate is in the LUT of each bit's sum, if ``a`` comes from registers. Yosys
-    does not find that for ECP5: there the carry cells are instantiated.
+    On Xilinx families the gate is in the LUT of each bit's sum, if ``a`` comes from registers.
+    Yosys does not find that for ECP5: there the carry cells are instantiated.
     """
     if not instantiates(platform):
         return (a + Mux(gate, b, 0))[: len(b)].as_signed()
