@@ -11,7 +11,7 @@ from twillcore.config import Config
 from twillcore.hw.gated_add import gated_add
 from twillcore.hw.layouts import activation_word, operand_row, weight_row
 from twillcore.hw.multiplier import multiply
-from twillcore.hw.select import select_word
+from twillcore.hw.select import select_value, select_word
 from twillcore.hw.sequencer import BEAT
 
 #: Families whose multipliers are wide enough (25 x 8) for two lanes.
@@ -139,11 +139,7 @@ class DspArray(wiring.Component):
                     for c in columns
                 ]  # fmt: skip
                 name = f"{lanes[0]}_{number}"
-                picked = Signal.like(windows[0], name=f"picked_{name}")
-                with m.Switch(control.column):
-                    for c, window in enumerate(windows):
-                        with m.Case(c):
-                            m.d.comb += picked.eq(window)
+                picked = select_value(m, platform, windows, control.column, f"picked_{name}")
                 for lane, value in zip(lanes, self._unpacked(picked, lanes), strict=True):
                     addend = Signal(
                         signed(_WINDOW_BITS), name=f"addend_{lane}_{number}", reset_less=True
