@@ -5,6 +5,7 @@ from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
 from twillcore.config import Config
+from twillcore.hw.clocks import awake_while
 from twillcore.hw.layouts import activation_word, operand_row, weight_row
 from twillcore.hw.multiplier import multiply
 from twillcore.hw.sequencer import BEAT
@@ -58,6 +59,7 @@ class DspArray(wiring.Component):
             "operand": In(operand_row(config)),
             "shift": In(1),
             "column": Out(data.ArrayLayout(signed(config.accumulator_bits), config.lanes)),
+            "awake": Out(1),
         })  # fmt: skip
 
     def elaborate(self, platform):
@@ -71,6 +73,9 @@ class DspArray(wiring.Component):
             stage = Signal(BEAT, name=f"beat_{cycle}")
             m.d.sync += stage.eq(beat[-1])
             beat.append(stage)
+
+        beats = Cat(stage.valid for stage in beat).any()
+        awake_while(m, platform, self.awake, beats | self.shift)
 
         # 1 -> 2: hold the activation word and the row, so that memories are not in a longer path.
         held = [

@@ -7,6 +7,7 @@ from amaranth.lib.wiring import In, Out
 from twillcore.config import Config
 from twillcore.hw.axi import Burst, ReadId, Response, axi4_read, size_code
 from twillcore.hw.bursts import Bursts
+from twillcore.hw.clocks import awake_while
 from twillcore.hw.layouts import (
     INDEX_BITS,
     activation_word,
@@ -149,6 +150,7 @@ class LoadEngine(wiring.Component):
             m.d.comb += self.activity.eq(Activity.BUSY)
         with m.Elif(in_flight != 0):
             m.d.comb += self.activity.eq(Activity.BLOCKED)
+        awake_while(m, platform, self.awake, self.instruction.valid | (in_flight != 0))
         return m
 
     def _raise(self, cause, index):

@@ -57,4 +57,5 @@ def engine_members():
         "retire": Out(1),
         "activity": Out(Activity),
         "error": Out(ERROR),
+        "awake": Out(1),
     }

@@ -5,6 +5,7 @@ from amaranth.lib import data, wiring
 from amaranth.lib.wiring import Out
 
 from twillcore.config import ADDRESS_BITS, FRAME_CYCLES, Config
+from twillcore.hw.clocks import awake_while
 from twillcore.hw.elementwise import Elementwise
 from twillcore.hw.layer_norm import LayerNorm
 from twillcore.hw.layouts import (
@@ -144,6 +145,7 @@ class VectorEngine(wiring.Component):
             ),
             self.error.index.eq(current.index),
         ]
+        awake_while(m, platform, self.awake, self.instruction.valid | busy | failed)
         m.d.sync += starting.eq(0)
         with m.If(self.error.valid):
             m.d.sync += [busy.eq(0), failed.eq(1)]

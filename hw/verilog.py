@@ -15,6 +15,7 @@ from twillcore import registers
 from twillcore.config import Config
 from twillcore.errors import TwillcoreError
 from twillcore.hw.accelerator import Accelerator
+from twillcore.hw.clocks import GatedClocks, Inputs, Part
 from twillcore.hw.drop_in import core_file, waivers
 
 MODULE = "twillcore"
@@ -29,10 +30,15 @@ class Top(wiring.Component):
     reset, active low, which takes effect one cycle later. The other ports keep their names.
     """
 
-    def __init__(self, accelerator: Accelerator):
-        self._accelerator = accelerator
+    def __init__(self, accelerator: Accelerator, gated: bool = False):
+        self._accelerator, self._gated = accelerator, gated
         ports = {"aclk": In(1), "aresetn": In(1)}
+        if gated:
+            ports |= {f"{group.domain}_clock": In(1) for group in (*Part, *Inputs)}
+            ports |= {f"{part.domain}_awake": Out(1) for part in Part}
         for name, member in accelerator.signature.members.items():
+            if name == "awake":
+                continue
             if name not in _BUSES:
                 ports[name] = member
                 continue
@@ -46,26 +52,48 @@ class Top(wiring.Component):
         # A register spreads the reset; and to a simulator, a reset that is an input would make the
         # next state of every register depend on inputs.
         reset = Signal(init=1, reset_less=True)
-        m.d.sync += reset.eq(~self.aresetn)
+        aresetn = Signal(init=0)
+        if self._gated:
+            m.d[Inputs.HOST.domain] += aresetn.eq(self.aresetn)
+            m.d.sync += reset.eq(~aresetn)
+        else:
+            m.d.sync += reset.eq(~self.aresetn)
         m.d.comb += [ClockSignal().eq(self.aclk), ResetSignal().eq(reset)]
         m.submodules.accelerator = accelerator = self._accelerator
+        if self._gated:
+            for part in Part:
+                m.domains += ClockDomain(part.domain, local=True)
+                m.d.comb += [
+                    ClockSignal(part.domain).eq(getattr(self, f"{part.domain}_clock")),
+                    ResetSignal(part.domain).eq(reset),
+                    getattr(self, f"{part.domain}_awake").eq(accelerator.awake[part]),
+                ]
+            for group in Inputs:
+                m.domains += ClockDomain(group.domain, local=True, reset_less=True)
+                clock = getattr(self, f"{group.domain}_clock")
+                m.d.comb += ClockSignal(group.domain).eq(clock)
         for name, member in self.signature.members.items():
             bus, _, wire = name.rpartition("_")
-            if name in ("aclk", "aresetn"):
+            if name in ("aclk", "aresetn") or name.endswith(("_clock", "_awake")):
                 continue
             inner = getattr(getattr(accelerator, bus), wire) if bus in _BUSES else None
             if inner is None:
                 inner = getattr(accelerator, name)
             outer = getattr(self, name)
-            m.d.comb += outer.eq(inner) if member.flow is Out else inner.eq(outer)
+            if member.flow is Out:
+                m.d.comb += outer.eq(inner)
+            elif self._gated:
+                m.d[Inputs.of(name).domain] += inner.eq(outer)
+            else:
+                m.d.comb += inner.eq(outer)
         return m
 
 
-def to_verilog(config: Config) -> str:
+def to_verilog(config: Config, gated: bool = False) -> str:
     """Return the Verilog of module :data:`MODULE`; the same bytes for the same configuration."""
     with without_zero_contents():
         return verilog.convert(
-            Top(Accelerator(config)), name=MODULE, emit_src=False, strip_internal_attrs=True
+            Top(Accelerator(config), gated), platform=GatedClocks() if gated else None, name=MODULE, emit_src=False, strip_internal_attrs=True
         )
 
 
