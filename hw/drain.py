@@ -99,9 +99,7 @@ class Drain(wiring.Component):
         value = pipe.delay(18, signed(16), value, 3, "value")
         writing = self._write(m, pipe, tile, value, narrow)
         columns = Cat(stage.valid for stage in pipe.stage).any()
-        awake_while(
-            m, platform, self.awake, starting | columns | writing | self.table.enable
-        )
+        awake_while(m, platform, self.awake, starting | columns | writing | self.table.enable)
         return m
 
     def _schedule(self, m, control):

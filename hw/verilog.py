@@ -93,7 +93,11 @@ def to_verilog(config: Config, gated: bool = False) -> str:
     """Return the Verilog of module :data:`MODULE`; the same bytes for the same configuration."""
     with without_zero_contents():
         return verilog.convert(
-            Top(Accelerator(config), gated), platform=GatedClocks() if gated else None, name=MODULE, emit_src=False, strip_internal_attrs=True
+            Top(Accelerator(config), gated),
+            platform=GatedClocks() if gated else None,
+            name=MODULE,
+            emit_src=False,
+            strip_internal_attrs=True,
         )
 
 

@@ -4,7 +4,12 @@
 // cycle is two evaluations: inputs are set (from state only) and settle with the clock low, what the
 // rising edge will sample is looked at, then the clock rises.
 //
-// Compiled with -DAXI_BYTES=<n>, -DENGINES=<n>, and -DTRACE=1 for the build that writes VCD.
+// Of a gated machine (hw/clocks.py), the clocks of parts that sleep do not rise. Inputs are registers
+// there, whose clocks rise with what has changed, half a cycle before the others: so each of the two
+// evaluations does only what its edges ask for.
+//
+// Compiled with -DAXI_BYTES=<n>, -DENGINES=<n>, -DGATED=1 for a gated machine, and -DTRACE=1 for the
+// build that writes VCD.
 
 #include <algorithm>
 #include <array>
@@ -41,7 +46,6 @@ struct Settings {
     uint64_t latency, beat_cycles, outstanding;
     uint64_t read_fault, write_fault;  // bytes at which the memory answers with an error, or kNever
     uint64_t hang;                     // cycle of the program from which the memory is dead, or kNever
-    uint64_t trace_from, trace_to;     // cycles of the program in the VCD: [from, to)
 };
 
 class Machine {
@@ -52,8 +56,9 @@ class Machine {
     std::array<std::vector<uint64_t>, ENGINES> starts, ends;
     std::string problem;   // the first breach of the bus protocol
 
-    Machine(const Settings& settings, uint8_t* memory, uint64_t size, const char* vcd)
-        : settings_{settings}, memory_{memory}, size_{size} {
+    // The VCD covers the cycles [trace_from, trace_to) of programs.
+    Machine(const char* vcd, uint64_t trace_from, uint64_t trace_to)
+        : trace_from_{trace_from}, trace_to_{trace_to} {
         context_.traceEverOn(TRACE);
         top_ = std::make_unique<Vtwillcore>(&context_, "twillcore");
 #if TRACE
@@ -69,6 +74,21 @@ class Machine {
         set(kHost, top_->aresetn, 1);
         tick();
         resetting_ = false;
+    }
+
+    // Get ready for another program, with another memory: what is counted starts anew.
+    void begin(const Settings& settings, uint8_t* memory, uint64_t size) {
+        settings_ = settings, memory_ = memory, size_ = size;
+        cycle = bytes_read = bytes_written = 0;
+        for (auto* events : {&starts, &ends})
+            for (auto& of_engine : *events) of_engine.clear();
+    }
+
+    // Let transfers end, a memory that hung being alive again; return whether all of them have within so many cycles.
+    bool settle(uint64_t cycles) {
+        settings_.hang = kNever;
+        while (cycles-- && (!reads_.empty() || !writes_.empty() || !responses_.empty())) tick();
+        return reads_.empty() && writes_.empty() && responses_.empty();
     }
 
     ~Machine() {
@@ -140,9 +160,10 @@ class Machine {
         unsigned id;
     };
 
-    Settings settings_;
-    uint8_t* memory_;
-    uint64_t size_;
+    Settings settings_{1, 1, 1, kNever, kNever, kNever};
+    uint64_t trace_from_, trace_to_;
+    uint8_t* memory_ = nullptr;
+    uint64_t size_ = 0;
     VerilatedContext context_;
     std::unique_ptr<Vtwillcore> top_;
 #if TRACE
@@ -176,9 +197,9 @@ class Machine {
         top_->read_inputs_clock = changed_ >> kRead & 1;
         top_->write_inputs_clock = changed_ >> kWrite & 1;
         top_->host_inputs_clock = changed_ >> kHost & 1;
+        changed_ = 0;
 #endif
         top_->eval();
-        changed_ = 0;
 #if TRACE
         const bool traced = trace_.isOpen() && in_window();
         if (traced) trace_.dump(ticks * 10);
@@ -198,8 +219,8 @@ class Machine {
     }
 
     bool in_window() const {
-        if (settings_.trace_from == 0 && settings_.trace_to == kNever) return true;
-        return top_->busy && settings_.trace_from <= cycle && cycle < settings_.trace_to;
+        if (trace_from_ == 0 && trace_to_ == kNever) return true;
+        return top_->busy && trace_from_ <= cycle && cycle < trace_to_;
     }
 
     bool hangs() const { return cycle >= settings_.hang; }
@@ -357,9 +378,13 @@ class Machine {
 
 extern "C" {
 
-Machine* machine_open(const Settings* settings, uint8_t* memory, uint64_t size, const char* vcd) {
-    return new Machine{*settings, memory, size, vcd};
+Machine* machine_open(const char* vcd, uint64_t trace_from, uint64_t trace_to) {
+    return new Machine{vcd, trace_from, trace_to};
 }
+void machine_begin(Machine* machine, const Settings* settings, uint8_t* memory, uint64_t size) {
+    machine->begin(*settings, memory, size);
+}
+int machine_settle(Machine* machine, uint64_t cycles) { return machine->settle(cycles); }
 void machine_close(Machine* machine) { delete machine; }
 uint32_t machine_read(Machine* machine, uint32_t address) { return machine->read(address); }
 uint32_t machine_write(Machine* machine, uint32_t address, uint32_t value) {
