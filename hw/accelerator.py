@@ -58,6 +58,8 @@ class Accelerator(wiring.Component):
         A program runs; cycle 0 of every time stamp is the first cycle in which it is high.
     trace_start, trace_end : Out(len(Engine))
         Bit e: engine e accepts an instruction, or retires one, in this cycle.
+    awake : Out(len(Part))
+        Of gated machines, :mod:`twillcore.hw.clocks`.
     """
 
     def __init__(self, config: Config):

@@ -1,15 +1,22 @@
-"""Parts of the machine that may each have a clock of its own, which stops while the part sleeps."""
+"""Clocks of their own for parts of the machine, which stop while a part sleeps: for simulation.
+
+A product has one clock. A *gated* machine is the same elaboration for the platform
+:class:`GatedClocks`: every :class:`Part` is in a clock domain of its own, and says by ``awake`` in
+which cycles its clock must rise. A simulator does no work for a clock that stands still, and most
+parts are idle most of the time.
+
+A part may sleep in a cycle in which nothing of its state would change, or nothing that matters: it
+may leave out registers that follow an input and are looked at only together with a valid bit.
+``awake`` may depend on inputs of the cycle. tests/sim/test_rtl_machine.py compares gated machines
+with the Verilog of the product, cycle by cycle.
+"""
 
 from amaranth.hdl import DomainRenamer
 from amaranth.lib import enum
 
 
 class Part(enum.IntEnum):
-    """A clock domain of a *gated* machine; bit ``part`` of ``awake`` and of the clocks is its own.
-
-    A product has one clock, and all of this is absent from it. The simulator gates clocks since it
-    does no work for a clock that stands still.
-    """
+    """A clock domain of a gated machine, and its bit in ``Accelerator.awake``."""
 
     ISSUE = 0
     LOAD = 1
@@ -26,7 +33,7 @@ class Part(enum.IntEnum):
 
 
 class GatedClocks:
-    """The platform of a gated machine: to be given to Amaranth in the place of a platform."""
+    """What a gated machine is elaborated for: stands in the place of an Amaranth platform."""
 
 
 def clocked_by(part: Part, component, platform):
@@ -41,10 +48,11 @@ def awake_while(m, platform, awake, condition) -> None:
 
 
 class Inputs(enum.IntEnum):
-    """Inputs of a gated machine that pass registers with a clock of their own.
+    """Inputs of a gated machine, in groups that pass registers with a clock each.
 
-    So what depends on them is computed when they have changed, and not twice in every cycle. These
-    clocks rise half a cycle after the others: a register is but a name for its input.
+    So what depends on them is computed when they have changed, and not in every evaluation. These
+    clocks rise half a cycle after the others, before anything looks at what the registers hold: a
+    register is but a name for its input, and costs no cycle.
     """
 
     READ = 0

@@ -53,6 +53,8 @@ class Drain(wiring.Component):
     table : In(write_port)
         Function table; address and data in rows, see :func:`table_port`.
     done : Out(1)
+    awake : Out(1)
+        Of gated machines, :mod:`twillcore.hw.clocks`.
     """
 
     BEAT_TO_START = 5

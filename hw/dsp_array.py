@@ -44,6 +44,8 @@ class DspArray(wiring.Component):
         Read data of the memories.
     shift : In(1)
     column : Out(data.ArrayLayout(signed(accumulator_bits), lanes))
+    awake : Out(1)
+        Of gated machines, :mod:`twillcore.hw.clocks`.
     """
 
     BEAT_TO_SUM = 6

@@ -33,7 +33,7 @@ class GemmEngine(wiring.Component):
     ones behind a drain can come so far). ``sim/timing_gemm.py`` has the whole timing as a function.
 
     Members: those of every engine, and the ports of its memories, which stand elsewhere. A read
-    port's data is taken in the cycle after its enable.
+    port's data is taken in the cycle after its enable. ``drain_awake`` is ``awake`` of the drain.
     """
 
     BEAT_TO_SUM = DspArray.BEAT_TO_SUM

@@ -48,6 +48,8 @@ class Issue(wiring.Component):
     oldest_index : Out(INDEX_BITS)
         Position of the oldest unfinished instruction, all ones when idle. While ``retire`` is high
         it is the retiring instruction's.
+    awake : Out(1)
+        Of gated machines, :mod:`twillcore.hw.clocks`.
     """
 
     def __init__(self, config: Config):

@@ -163,7 +163,9 @@ def test_tokens_that_a_program_leaves_behind_are_not_the_next_ones():
 
 def test_a_store_beyond_its_memory_leaves_bursts_without_data():
     program = Program()
-    program.add(Opcode.STORE, memory=Memory.ACTIVATION, local=TINY.activation_depth, count=1, runs=1)
+    program.add(
+        Opcode.STORE, memory=Memory.ACTIVATION, local=TINY.activation_depth, count=1, runs=1
+    )
     with RtlMachine(TINY) as machine:
         with pytest.raises(MachineError):
             machine.run(program.image(), {})
@@ -184,7 +186,7 @@ def test_a_program_for_another_configuration_is_refused():
     other = random_program(0, TINY.replace(name="other", lanes=8))
     with (
         RtlMachine(TINY) as machine,
-        pytest.raises(TwillcoreError, match="configuration other .*, the machine is tiny"),
+        pytest.raises(TwillcoreError, match=r"configuration other .*, the machine is tiny"),
     ):
         machine.run(other, {})
 
