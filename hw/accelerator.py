@@ -58,8 +58,6 @@ class Accelerator(wiring.Component):
         A program runs; cycle 0 of every time stamp is the first cycle in which it is high.
     trace_start, trace_end : Out(len(Engine))
         Bit e: engine e accepts an instruction, or retires one, in this cycle.
-    awake : Out(len(Part))
-        Of gated machines, :mod:`twillcore.hw.clocks`.
     """
 
     def __init__(self, config: Config):
@@ -71,8 +69,8 @@ class Accelerator(wiring.Component):
             "busy": Out(1),
             "trace_start": Out(len(Engine)),
             "trace_end": Out(len(Engine)),
-            "awake": Out(len(Part)),
         })  # fmt: skip
+        self.awake = Signal(len(Part))  # of gated machines: twillcore.hw.clocks
 
     def elaborate(self, platform):
         m = Module()

@@ -53,8 +53,6 @@ class Drain(wiring.Component):
     table : In(write_port)
         Function table; address and data in rows, see :func:`table_port`.
     done : Out(1)
-    awake : Out(1)
-        Of gated machines, :mod:`twillcore.hw.clocks`.
     """
 
     BEAT_TO_START = 5
@@ -78,8 +76,8 @@ class Drain(wiring.Component):
             "row_maximum": Out(write_port(10, data.ArrayLayout(signed(16), lanes))),
             "table": In(table_port(config)),
             "done": Out(1),
-            "awake": Out(1),
         })  # fmt: skip
+        self.awake = Signal()  # of gated machines: twillcore.hw.clocks
 
     def elaborate(self, platform):
         m = Module()

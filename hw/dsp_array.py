@@ -44,8 +44,6 @@ class DspArray(wiring.Component):
         Read data of the memories.
     shift : In(1)
     column : Out(data.ArrayLayout(signed(accumulator_bits), lanes))
-    awake : Out(1)
-        Of gated machines, :mod:`twillcore.hw.clocks`.
     """
 
     BEAT_TO_SUM = 6
@@ -61,8 +59,8 @@ class DspArray(wiring.Component):
             "operand": In(operand_row(config)),
             "shift": In(1),
             "column": Out(data.ArrayLayout(signed(config.accumulator_bits), config.lanes)),
-            "awake": Out(1),
         })  # fmt: skip
+        self.awake = Signal()  # of gated machines: twillcore.hw.clocks
 
     def elaborate(self, platform):
         m = Module()

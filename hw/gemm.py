@@ -33,7 +33,7 @@ class GemmEngine(wiring.Component):
     ones behind a drain can come so far). ``sim/timing_gemm.py`` has the whole timing as a function.
 
     Members: those of every engine, and the ports of its memories, which stand elsewhere. A read
-    port's data is taken in the cycle after its enable. ``drain_awake`` is ``awake`` of the drain.
+    port's data is taken in the cycle after its enable.
     """
 
     BEAT_TO_SUM = DspArray.BEAT_TO_SUM
@@ -56,8 +56,9 @@ class GemmEngine(wiring.Component):
             "activation_write": Out(write_port(16, activation_word(config))),
             "wide_write": Out(write_port(16, wide_word(config))),
             "table": In(table_port(config)),
-            "drain_awake": Out(1),
         })  # fmt: skip
+        self.awake = Signal()  # of gated machines: twillcore.hw.clocks
+        self.drain_awake = Signal()
 
     def elaborate(self, platform):
         m = Module()

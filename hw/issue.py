@@ -48,8 +48,6 @@ class Issue(wiring.Component):
     oldest_index : Out(INDEX_BITS)
         Position of the oldest unfinished instruction, all ones when idle. While ``retire`` is high
         it is the retiring instruction's.
-    awake : Out(1)
-        Of gated machines, :mod:`twillcore.hw.clocks`.
     """
 
     def __init__(self, config: Config):
@@ -65,8 +63,8 @@ class Issue(wiring.Component):
             "overflow": Out(ENGINE_BITS),
             "idle": Out(1),
             "oldest_index": Out(INDEX_BITS),
-            "awake": Out(1),
         })  # fmt: skip
+        self.awake = Signal()  # of gated machines: twillcore.hw.clocks
 
     def elaborate(self, platform):
         m = Module()

@@ -134,6 +134,7 @@ class LoadEngine(wiring.Component):
                 "table_write": Out(write_port(table_bits, table_row)),
             }
         )
+        self.awake = Signal()  # of gated machines: twillcore.hw.clocks
 
     def elaborate(self, platform):
         m = Module()

@@ -52,6 +52,7 @@ class MoveEngine(wiring.Component):
             "activation_read": Out(read_port(ADDRESS_BITS, activation_word(config))),
             "operand_write": Out(write_port(ADDRESS_BITS, operand_row(config), self._groups)),
         })  # fmt: skip
+        self.awake = Signal()  # of gated machines: twillcore.hw.clocks
 
     def elaborate(self, platform):
         m = Module()

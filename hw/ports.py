@@ -50,7 +50,6 @@ def engine_members():
 
     ``instruction`` delivers instructions whose tokens are taken, in order; the transfer is the
     instruction's start. ``retire`` is high for one cycle per instruction, in order: its end.
-    ``awake`` is of gated machines only, :mod:`twillcore.hw.clocks`.
     """
     return {
         "phase": In(PHASE_BITS),
@@ -58,5 +57,4 @@ def engine_members():
         "retire": Out(1),
         "activity": Out(Activity),
         "error": Out(ERROR),
-        "awake": Out(1),
     }

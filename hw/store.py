@@ -71,6 +71,7 @@ class StoreEngine(wiring.Component):
                 "wide_read": Out(read_port(16, wide_word(config))),
             }
         )
+        self.awake = Signal()  # of gated machines: twillcore.hw.clocks
 
     def elaborate(self, platform):
         m = Module()

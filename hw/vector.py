@@ -104,6 +104,7 @@ class VectorEngine(wiring.Component):
             "row_maximum": Out(read_port(LANE_BITS, data.ArrayLayout(signed(16), lanes))),
             "lane_scale": Out(write_port(LANE_BITS, data.ArrayLayout(LANE_SCALE, lanes))),
         })  # fmt: skip
+        self.awake = Signal()  # of gated machines: twillcore.hw.clocks
 
     def elaborate(self, platform):
         m = Module()

@@ -55,8 +55,6 @@ class Top(wiring.Component):
     def _wires(self):
         """Yield name, member and signal of every port of the accelerator."""
         for name, member in self._accelerator.signature.members.items():
-            if name == "awake":
-                continue
             signal = getattr(self._accelerator, name)
             if name not in _BUSES:
                 yield name, member, signal
