@@ -9,6 +9,7 @@ from twillcore.config import ADDRESS_BITS, Config
 from twillcore.hw.activation_memory import ActivationMemory
 from twillcore.hw.axi import axi4, axi4_read, axi4_write
 from twillcore.hw.axi_lite import axi4_lite
+from twillcore.hw.clocks import Part, awake_while, clocked_by
 from twillcore.hw.dispatch import Dispatch, present_engines
 from twillcore.hw.fetch import Fetch
 from twillcore.hw.gemm import GemmEngine
@@ -69,6 +70,7 @@ class Accelerator(wiring.Component):
             "trace_start": Out(len(Engine)),
             "trace_end": Out(len(Engine)),
         })  # fmt: skip
+        self.awake = Signal(len(Part))  # of gated machines: twillcore.hw.clocks
 
     def elaborate(self, platform):
         m = Module()
@@ -91,13 +93,16 @@ class Accelerator(wiring.Component):
             ("control", control),
             ("fetch", fetch),
             ("read_port", read_port),
-            *((engine.name.lower(), unit) for engine, unit in engines.items()),
         ):
             m.submodules[name] = ResetInserter(reset)(component)
+        for engine, unit in engines.items():
+            unit = ResetInserter({"sync": reset, Part.DRAIN.domain: reset})(unit)
+            m.submodules[engine.name.lower()] = clocked_by(Part[engine.name], unit, platform)
         for engine, issue in issues.items():
             # Tokens that one program leaves behind are not the next one's.
-            fresh = ResetInserter(reset | control.begin)
-            m.submodules[f"{engine.name.lower()}_issue"] = fresh(issue)
+            fresh = ResetInserter(reset | control.begin)(issue)
+            fresh = clocked_by(Part.ISSUE, fresh, platform)
+            m.submodules[f"{engine.name.lower()}_issue"] = fresh
         m.submodules.dispatch = dispatch
 
         m.d.comb += [
@@ -120,6 +125,11 @@ class Accelerator(wiring.Component):
         self._join_memories(m, control, engines)
         self._join_errors(m, control, fetch, dispatch, engines, issues)
         self._join_registers(m, bank, control, engines, issues)
+        awake = {Part[engine.name]: unit.awake for engine, unit in engines.items()}
+        awake[Part.DRAIN] = engines[Engine.GEMM].drain_awake
+        awake[Part.ISSUE] = Cat(issue.awake for issue in issues.values()).any() | control.begin
+        for part, works in awake.items():
+            awake_while(m, platform, self.awake[part], works | reset)
         return m
 
     def _join_engine(self, m, engine, unit, issues, dispatch, control):

@@ -8,6 +8,7 @@ from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
 
 from twillcore.config import FRAME_CYCLES, Config
+from twillcore.hw.clocks import awake_while
 from twillcore.hw.layouts import LANE_SCALE, PARAMETER_LAYOUT, activation_word, wide_word
 from twillcore.hw.multiplier import multiply_wide
 from twillcore.hw.ports import PHASE_BITS, read_port, write_port
@@ -76,6 +77,7 @@ class Drain(wiring.Component):
             "table": In(table_port(config)),
             "done": Out(1),
         })  # fmt: skip
+        self.awake = Signal()  # of gated machines: twillcore.hw.clocks
 
     def elaborate(self, platform):
         m = Module()
@@ -85,7 +87,7 @@ class Drain(wiring.Component):
             assert slot == (self.START_PHASE + self.LATENCY) % FRAME_CYCLES
 
         pipe = _Pipeline(m, self._config, self.LATENCY)
-        tile = self._schedule(m, pipe.stage[0])
+        tile, starting = self._schedule(m, pipe.stage[0])
         scaled, narrow_shift = self._scale(m, platform, pipe)
         residual = self._residual(m, pipe, tile)
         total = [a + b for a, b in zip(scaled, residual, strict=True)]
@@ -95,11 +97,16 @@ class Drain(wiring.Component):
         value = self._function(m, pipe, total, saturated)
         narrow = self._narrow(m, pipe, value, narrow_shift)
         value = pipe.delay(18, signed(16), value, 3, "value")
-        self._write(m, pipe, tile, value, narrow)
+        writing = self._write(m, pipe, tile, value, narrow)
+        columns = Cat(stage.valid for stage in pipe.stage).any()
+        awake_while(m, platform, self.awake, starting | columns | writing | self.table.enable)
         return m
 
     def _schedule(self, m, control):
-        """Start tiles in their phase; drive the ``control`` of stage 0, return its tile."""
+        """Start tiles in their phase; drive the ``control`` of stage 0.
+
+        Returns its tile, and whether another one comes or waits.
+        """
         config = self._config
 
         # One tile may wait while the one before drains.
@@ -167,7 +174,7 @@ class Drain(wiring.Component):
             control.residual_shift.eq(tile.residual_shift),
             control.function.eq(tile.function),
         ]
-        return tile
+        return tile, self.tile.valid | waiting
 
     def _scale(self, m, platform, pipe):
         """Stages 2 to 9, ``scale_accumulator``; also returns the narrow shift of stage 2."""
@@ -352,7 +359,10 @@ class Drain(wiring.Component):
         return pipe.registers(20, signed(8), [_saturate(v, 8) for v in value], "narrow")
 
     def _write(self, m, pipe, tile, value, narrow):
-        """Stage 21: collect words and row maxima, and write them in the drain's slot."""
+        """Stage 21: collect words and row maxima, and write them in the drain's slot.
+
+        Returns whether words are on their way.
+        """
         stage = pipe.stage
         config = self._config
         last = stage[self.LATENCY]
@@ -413,6 +423,7 @@ class Drain(wiring.Component):
             self.row_maximum.enable.eq(slot & written.keep_maximum),
             self.done.eq(slot & written.done),
         ]
+        return Cat(frame.valid for frame in frames).any()
 
 
 class _Pipeline:

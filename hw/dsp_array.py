@@ -8,6 +8,7 @@ from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
 
 from twillcore.config import Config
+from twillcore.hw.clocks import awake_while
 from twillcore.hw.gated_add import gated_add
 from twillcore.hw.layouts import activation_word, operand_row, weight_row
 from twillcore.hw.multiplier import multiply
@@ -37,6 +38,7 @@ class _Controls(NamedTuple):
     finish: Signal  # and hands the sum to the shadow
     rewind: Signal  # column 0 is what the next cycle takes from the shadow
     capture: Signal  # ... this cycle
+    working: Signal  # beats, windows or sums are on their way
 
 
 class _Row(NamedTuple):
@@ -104,6 +106,7 @@ class DspArray(wiring.Component):
             "shift": In(1),
             "column": Out(data.ArrayLayout(signed(config.accumulator_bits), config.lanes)),
         })  # fmt: skip
+        self.awake = Signal()  # of gated machines: twillcore.hw.clocks
 
     def elaborate(self, platform):
         m = Module()
@@ -114,6 +117,7 @@ class DspArray(wiring.Component):
             m.d.sync += stage.eq(beat[-1])
             beat.append(stage)
         control = self._control(m, beat)
+        awake_while(m, platform, self.awake, control.working | self.shift)
         held, rows = self._rows(m, beat, control)
 
         # By lane: the oldest column of the shadow of each group.
@@ -227,7 +231,12 @@ class DspArray(wiring.Component):
             rewind.eq(pick & pick_finish & (column == GROUP - 2)),
             capture.eq(pick & pick_finish & (column == GROUP - 1)),
         ]
-        return _Controls(valid, load, firsts, pick, column, add, clear, finished, rewind, capture)
+        working = Signal()
+        beats = Cat(valid).any()
+        m.d.comb += working.eq(beats | opened | (rest != 0) | ended | pick | add | rewind | capture)
+        return _Controls(
+            valid, load, firsts, pick, column, add, clear, finished, rewind, capture, working
+        )
 
     def _rows(self, m, beat, control):
         """Return the words held for every stagger, by lane, and the side of every column."""

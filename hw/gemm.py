@@ -5,6 +5,7 @@ from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out, connect, flipped
 
 from twillcore.config import Config
+from twillcore.hw.clocks import Part, awake_while, clocked_by
 from twillcore.hw.drain import Drain, table_port
 from twillcore.hw.dsp_array import DspArray
 from twillcore.hw.layouts import (
@@ -56,12 +57,15 @@ class GemmEngine(wiring.Component):
             "wide_write": Out(write_port(16, wide_word(config))),
             "table": In(table_port(config)),
         })  # fmt: skip
+        self.awake = Signal()  # of gated machines: twillcore.hw.clocks
+        self.drain_awake = Signal()
 
     def elaborate(self, platform):
         m = Module()
         m.submodules.sequencer = sequencer = Sequencer(self._config)
         m.submodules.array = array = DspArray(self._config)
-        m.submodules.drain = drain = Drain(self._config)
+        drain = Drain(self._config)
+        m.submodules.drain = clocked_by(Part.DRAIN, drain, platform)
 
         # Sums of a tile that starts to drain as early as it may stand in the shadow one cycle
         # before the drain takes column 0.
@@ -119,6 +123,9 @@ class GemmEngine(wiring.Component):
             with m.If(retire):
                 m.d.comb += self.retire.eq(1)
 
+        working = sequencer.active | (in_flight != 0) | array.awake
+        awake_while(m, platform, self.awake, self.instruction.valid | working)
+        awake_while(m, platform, self.drain_awake, drain.awake)
         with m.If(sequencer.beat.valid):
             m.d.comb += self.activity.eq(Activity.BUSY)
         with m.Elif(sequencer.active):

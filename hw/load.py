@@ -7,6 +7,7 @@ from amaranth.lib.wiring import In, Out
 from twillcore.config import Config
 from twillcore.hw.axi import Burst, ReadId, Response, axi4_read, size_code
 from twillcore.hw.bursts import Bursts
+from twillcore.hw.clocks import awake_while
 from twillcore.hw.layouts import (
     INDEX_BITS,
     activation_word,
@@ -133,6 +134,7 @@ class LoadEngine(wiring.Component):
                 "table_write": Out(write_port(table_bits, table_row)),
             }
         )
+        self.awake = Signal()  # of gated machines: twillcore.hw.clocks
 
     def elaborate(self, platform):
         m = Module()
@@ -149,6 +151,7 @@ class LoadEngine(wiring.Component):
             m.d.comb += self.activity.eq(Activity.BUSY)
         with m.Elif(in_flight != 0):
             m.d.comb += self.activity.eq(Activity.BLOCKED)
+        awake_while(m, platform, self.awake, self.instruction.valid | (in_flight != 0))
         return m
 
     def _raise(self, cause, index):

@@ -7,6 +7,7 @@ from amaranth.lib.wiring import In, Out
 from twillcore.config import Config
 from twillcore.hw.axi import Burst, Response, axi4_write, size_code
 from twillcore.hw.bursts import Bursts
+from twillcore.hw.clocks import awake_while
 from twillcore.hw.layouts import INDEX_BITS, activation_word, instruction_layout, wide_word
 from twillcore.hw.ports import Activity, engine_members, read_port
 from twillcore.hw.streams import Queue
@@ -70,6 +71,7 @@ class StoreEngine(wiring.Component):
                 "wide_read": Out(read_port(16, wide_word(config))),
             }
         )
+        self.awake = Signal()  # of gated machines: twillcore.hw.clocks
 
     def elaborate(self, platform):
         m = Module()
@@ -92,6 +94,7 @@ class StoreEngine(wiring.Component):
             m.d.comb += self.activity.eq(Activity.BUSY)
         with m.Elif(in_flight != 0):
             m.d.comb += self.activity.eq(Activity.BLOCKED)
+        awake_while(m, platform, self.awake, self.instruction.valid | (in_flight != 0))
         return m
 
     def _raise(self, cause, index):
