@@ -10,7 +10,7 @@ from twillcore.isa import Cause, Engine
 from twillcore.registers import NO_ENGINE
 
 #: Who can report an error; of two in one cycle the first wins.
-SOURCES = (*(engine.name.lower() for engine in Engine), "fetch", "dispatch")
+SOURCES = (*(engine.name.lower() for engine in Engine), "dispatch", "fetch")  # older before newer
 ENGINE_NUMBER_BITS = 3
 
 

@@ -197,6 +197,7 @@ class StoreEngine(wiring.Component):
         active = Signal()
         current = Signal(SOURCE)
         words_left, runs_left = Signal(16), Signal(12)
+        last_word, last_run = Signal(), Signal()  # words_left == 1, runs_left == 1
         address, run_address = Signal(_ADDRESS_BITS), Signal(_ADDRESS_BITS)
 
         wanted, in_range, read, run_ends, ends = (Signal() for _ in range(5))
@@ -208,8 +209,8 @@ class StoreEngine(wiring.Component):
             ),
             in_range.eq(address < depth),
             read.eq(wanted & in_range),
-            run_ends.eq(read & (words_left == 1)),
-            ends.eq(run_ends & (runs_left == 1)),
+            run_ends.eq(read & last_word),
+            ends.eq(run_ends & last_run),
             self.activation_read.address.eq(address),
             self.activation_read.enable.eq(read & ~current.is_wide),
             self.wide_read.address.eq(address),
@@ -221,12 +222,18 @@ class StoreEngine(wiring.Component):
             next_run = run_address + current.stride
             m.d.sync += [
                 words_left.eq(current.count),
+                last_word.eq(current.count == 1),
                 runs_left.eq(runs_left - 1),
+                last_run.eq(runs_left == 2),
                 address.eq(next_run),
                 run_address.eq(next_run),
             ]
         with m.Elif(read):
-            m.d.sync += [words_left.eq(words_left - 1), address.eq(address + 1)]
+            m.d.sync += [
+                words_left.eq(words_left - 1),
+                last_word.eq(words_left == 2),
+                address.eq(address + 1),
+            ]
         with m.If(~active | ends):
             following = sources.payload
             m.d.comb += sources.ready.eq(1)
@@ -234,7 +241,9 @@ class StoreEngine(wiring.Component):
                 active.eq(sources.valid),
                 current.eq(following),
                 words_left.eq(following.count),
+                last_word.eq(following.count == 1),
                 runs_left.eq(following.runs),
+                last_run.eq(following.runs == 1),
                 address.eq(following.local),
                 run_address.eq(following.local),
             ]
