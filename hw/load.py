@@ -86,8 +86,8 @@ class LoadEngine(wiring.Component):
     computes the rows of a run (t + 2, or t + 18 for BITMAP, which takes a division) and its beats
     (t + 3, t + 19), and hands it to :class:`twillcore.hw.bursts.Bursts` (t + 4, if it has finished
     the one before): the first burst stands on ``read`` in t + 6. The next instruction is accepted
-    from t + 5 on, while fewer than :data:`IN_FLIGHT` have not retired. So reading runs ahead of the data by whole
-    instructions, as far as the memory accepts bursts.
+    from t + 5 on, while fewer than :data:`IN_FLIGHT` have not retired. So reading runs ahead of the
+    data by whole instructions, as far as the memory accepts bursts.
 
     The *data stage* takes beats in order. A row (of any memory but the two below) that is complete
     in cycle c is written in c + 1, so these are taken at one beat per cycle without a pause.

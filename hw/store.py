@@ -202,12 +202,16 @@ class StoreEngine(wiring.Component):
 
         wanted, in_range, read, run_ends, ends = (Signal() for _ in range(5))
         assert ActivationSlot.STORE_READ == WideReadSlot.STORE_READ
-        depth = Mux(current.is_wide, config.wide_depth, config.activation_depth)
+
+        def is_inside(of, is_wide):
+            return Mux(is_wide, of < config.wide_depth, of < config.activation_depth)
+
+        # An address changes a frame before it is used, but for an instruction's first one.
+        m.d.sync += in_range.eq(is_inside(address, current.is_wide))
         m.d.comb += [
             wanted.eq(
                 active & (self.phase == ActivationSlot.STORE_READ) & (words.level < WAITING_WORDS)
             ),
-            in_range.eq(address < depth),
             read.eq(wanted & in_range),
             run_ends.eq(read & last_word),
             ends.eq(run_ends & last_run),
@@ -246,6 +250,7 @@ class StoreEngine(wiring.Component):
                 last_run.eq(following.runs == 1),
                 address.eq(following.local),
                 run_address.eq(following.local),
+                in_range.eq(is_inside(following.local, following.is_wide)),
             ]
 
         # Read data stand on the port in the cycle after the slot, and in that one only.

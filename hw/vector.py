@@ -67,11 +67,11 @@ class VectorEngine(wiring.Component):
       same row tile's input, no other's.
 
     An instruction is accepted when the previous one has retired, or retires in this cycle; it is
-    checked in the next cycle and started in the one after that. The output may be read by a client that starts after
-    ``retire``. Row tiles whose words take fewer frames than :data:`SOFTMAX_FRAMES` or
-    :data:`STATISTICS_FRAMES` take that many. ``error`` follows the acceptance of an illegal
-    instruction by one cycle; that of an access beyond a memory, which is not done, comes with the
-    access. After it the engine accepts nothing until reset.
+    checked in the next cycle and started in the one after that. The output may be read by a client
+    that starts after ``retire``. Row tiles whose words take fewer frames than
+    :data:`SOFTMAX_FRAMES` or :data:`STATISTICS_FRAMES` take that many. ``error`` follows the
+    acceptance of an illegal instruction by one cycle; that of an access beyond a memory, which is
+    not done, comes with the access. After it the engine accepts nothing until reset.
 
     Without norm memory (``config.norm_depth == 0``) LAYER_NORM is illegal and has no hardware.
 
