@@ -24,7 +24,18 @@ def to_rtlil(design: Elaboratable, name: str, family: str) -> str:
     """Return ``design`` in Yosys' language, with the primitives of ``family``."""
     with without_zero_contents():
         text = rtlil.convert(design, name=name, platform=Target(family), emit_src=False)
-    return without_collisions(text)
+    return without_brackets(without_collisions(text))
+
+
+def without_brackets(rtlil_text: str) -> str:
+    """Rename wires like ``word[3]``, Amaranth's names of the elements of arrays.
+
+    ABC9 takes that name for bit 3 of ``word`` too, and with both in a design Yosys fails in
+    ABC_OPS_REINTEGRATE: an assertion on the widths of a connection.
+    """
+    return re.sub(  # a slice has a space before its bracket
+        r"\\\S*\[\S*", lambda name: name[0].replace("[", ".").replace("]", ""), rtlil_text
+    )
 
 
 def without_collisions(rtlil_text: str) -> str:

@@ -68,15 +68,15 @@ COMPONENTS: dict[str, Callable[[Config], Component]] = {
 
 
 def measure(
-    config: Config, names: list[str], progress: Callable[[str], None]
+    config: Config, names: list[str], mhz: float, progress: Callable[[str], None]
 ) -> dict[str, PnrReport | str]:
-    """Return a report of each component, or why there is none."""
+    """Return a report of each component, aimed at ``mhz``, or why there is none."""
     reports: dict[str, PnrReport | str] = {}
     for name in names:
         progress(name)
         try:
             component = COMPONENTS[name](config)
-            reports[name] = out_of_context(component, mhz=config.clock_mhz * 1.2)
+            reports[name] = out_of_context(component, mhz=mhz)
         except TwillcoreError as error:
             reports[name] = str(error).splitlines()[-1]
         else:
@@ -100,8 +100,8 @@ def table(config: Config, reports: dict[str, PnrReport | str], commit: str) -> s
         "# Clock of every component by itself",
         "",
         f"`make timing` on commit {commit}, {date.today()}. Configuration `{config.name}`",
-        f"({config.lanes} lanes, {config.dsp_columns} columns), LFE5U-85F, speed grade 6, seed 1;",
-        f"{known[0].tools if known else 'no tools'}.",
+        f"({config.lanes} lanes, {config.dsp_columns} columns), LFE5U-85F, speed grade 6, seed 1,",
+        f"aimed at {known[0].clocks[0].target_mhz:.0f} MHz; {known[0].tools}." if known else "",
         "Every port is registered outside the component (`fpga/harness.py`), and those registers",
         "are in the figures of area.",
         "",
@@ -121,6 +121,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("components", nargs="*", help="only these, and only to stdout")
     parser.add_argument("--config", default="ecp5-85")
+    parser.add_argument("--mhz", type=float, default=120.0, help="what to aim at")
     parser.add_argument("--paths", action="store_true", help="print critical paths")
     options = parser.parse_args(arguments)
     unknown = sorted(set(options.components) - COMPONENTS.keys())
@@ -128,7 +129,9 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error(f"unknown: {', '.join(unknown)}; known: {', '.join(COMPONENTS)}")
     config = load_config(options.config)
     names = options.components or list(COMPONENTS)
-    reports = measure(config, names, lambda line: print(line, file=sys.stderr, flush=True))
+    reports = measure(
+        config, names, options.mhz, lambda line: print(line, file=sys.stderr, flush=True)
+    )
     if options.paths:
         for name, report in reports.items():
             if isinstance(report, PnrReport):

@@ -99,11 +99,11 @@ class Accelerator(wiring.Component):
             unit = ResetInserter({"sync": reset, Part.DRAIN.domain: reset})(unit)
             m.submodules[engine.name.lower()] = clocked_by(Part[engine.name], unit, platform)
         for engine, issue in issues.items():
-            # Tokens that one program leaves behind are not the next one's.
+            # Tokens that one program leaves behind are not the next one's, nor is its HALT.
             fresh = ResetInserter(reset | control.begin)(issue)
             fresh = clocked_by(Part.ISSUE, fresh, platform)
             m.submodules[f"{engine.name.lower()}_issue"] = fresh
-        m.submodules.dispatch = dispatch
+        m.submodules.dispatch = ResetInserter(reset | control.begin)(dispatch)
 
         m.d.comb += [
             control.start.eq(start),
@@ -240,18 +240,25 @@ class Accelerator(wiring.Component):
                 error.index.eq(Mux(unit.error.valid, unit.error.index, issue.oldest_index)),
             ]
 
-        # What the watchdog blames: the first unfinished instruction of the program.
+        # What the watchdog blames: the first unfinished instruction of the program. A register per
+        # comparison, since nothing moves when it is asked for.
         index, number = Const(_NO_INDEX, INDEX_BITS), Const(registers.NO_ENGINE, ENGINE_NUMBER_BITS)
         for engine, issue in issues.items():
+            name = engine.name.lower()
             older = issue.oldest_index < index
-            index, number = Mux(older, issue.oldest_index, index), Mux(older, engine, number)
+            oldest = Signal(INDEX_BITS, name=f"oldest_to_{name}")
+            oldest_engine = Signal(ENGINE_NUMBER_BITS, name=f"oldest_engine_to_{name}")
+            m.d.sync += [
+                oldest.eq(Mux(older, issue.oldest_index, index)),
+                oldest_engine.eq(Mux(older, engine, number)),
+            ]
+            index, number = oldest, oldest_engine
         bus = self.m_axi
         works = [unit.retire | (unit.activity == Activity.BUSY) for unit in engines.values()]
-        m.d.comb += [
-            control.oldest_index.eq(index),
-            control.oldest_engine.eq(number),
-            control.progress.eq(Cat(works, bus.rvalid & bus.rready, bus.wvalid & bus.wready).any()),
-        ]
+        m.d.comb += [control.oldest_index.eq(index), control.oldest_engine.eq(number)]
+        m.d.sync += control.progress.eq(
+            Cat(works, bus.rvalid & bus.rready, bus.wvalid & bus.wready).any()
+        )
 
     def _join_registers(self, m, bank, control, engines, issues):
         bus = self.m_axi

@@ -53,28 +53,38 @@ class Bursts(wiring.Component):
         next_run = Signal(ADDRESS_BITS)
         stride = Signal(ADDRESS_BITS)
         run_beats = Signal(RUN_BEATS_BITS)
-        runs_left = Signal(RUNS_BITS)  # this one included
+        last_run = Signal()
+        runs_after = Signal(RUNS_BITS)  # this one not included
 
-        def beats_to_boundary(of):
-            return page_beats - of[offset_bits : offset_bits + page_bits]
+        # What ends the next burst. These comparisons are made a burst ahead, beside the
+        # subtractions whose results they are about: every case says what they will be.
+        page_first = Signal()  # the page ends no later than a burst of full length
+        in_page, in_longest = Signal(), Signal()  # the run ends no later than the page, the burst
+        run_in_longest = Signal()  # in_longest at the start of every run
 
-        # What remains after a burst to the boundary, and after one of full length: both at once,
-        # since a subtraction of the burst's length would wait for the comparisons.
-        after_page = Signal(signed(RUN_BEATS_BITS + 1))
-        after_longest = Signal(signed(RUN_BEATS_BITS + 1))
-        page_first, run_ends = Signal(), Signal()
+        def offset(of):
+            return of[offset_bits : offset_bits + page_bits]
+
+        def at_start(start, beats):
+            """Return (to_boundary, page_first, in_page) of a run that starts there."""
+            ends = offset(start) + beats[: page_bits + 1]
+            return (
+                page_beats - offset(start),
+                offset(start) >= page_beats - longest,
+                ~beats[page_bits + 1 :].any() & (ends <= page_beats),
+            )
+
+        # left - to_boundary <= limit, in as many bits as that takes
+        low_bits = page_bits + 2
+        few = ~left[low_bits:].any()
+        after_page = Signal(signed(low_bits + 1))
+        m.d.comb += after_page.eq(left[:low_bits] - to_boundary)
+
+        run_ends, advance, transfer_ends = Signal(), Signal(), Signal()
         m.d.comb += [
-            after_page.eq(left - to_boundary),
-            after_longest.eq(left - longest),
-            page_first.eq(to_boundary <= longest),
-            # the run's end is no further than either: both differences are 0 or negative
-            run_ends.eq((after_page <= 0) & (after_longest <= 0)),
-        ]
-
-        advance, transfer_ends = Signal(), Signal()
-        m.d.comb += [
+            run_ends.eq(in_page & in_longest),
             advance.eq(~self.o.valid | self.o.ready),
-            transfer_ends.eq(run_ends & (runs_left == 1)),
+            transfer_ends.eq(run_ends & last_run),
             self.i.ready.eq(~active | (advance & transfer_ends)),
         ]
         page_number = address[offset_bits + page_bits :]
@@ -85,38 +95,54 @@ class Bursts(wiring.Component):
                 self.o.payload.last.eq(transfer_ends),
             ]
             with m.If(run_ends):
+                boundary, page, fits = at_start(next_run, run_beats)
                 m.d.sync += [
                     self.o.payload.length.eq(left - 1),
                     address.eq(next_run),
-                    to_boundary.eq(beats_to_boundary(next_run)),
                     next_run.eq(next_run + stride),
+                    to_boundary.eq(boundary),
+                    page_first.eq(page),
                     left.eq(run_beats),
-                    runs_left.eq(runs_left - 1),
+                    in_page.eq(fits),
+                    in_longest.eq(run_in_longest),
+                    runs_after.eq(runs_after - 1),
+                    last_run.eq(runs_after == 1),
                 ]
             with m.Elif(page_first):
                 m.d.sync += [
                     self.o.payload.length.eq(to_boundary - 1),
                     address.eq(Cat(Const(0, offset_bits + page_bits), page_number + 1)),
                     to_boundary.eq(page_beats),
-                    left.eq(after_page),
+                    page_first.eq(page_beats <= longest),
+                    left.eq(left - to_boundary),
+                    in_page.eq(few & (after_page <= page_beats)),
+                    in_longest.eq(few & (after_page <= longest)),
                 ]
             with m.Else():
                 m.d.sync += [
                     self.o.payload.length.eq(longest - 1),
                     address.eq(address + (longest << offset_bits)),
                     to_boundary.eq(to_boundary - longest),
-                    left.eq(after_longest),
+                    page_first.eq(to_boundary <= 2 * longest),
+                    left.eq(left - longest),
+                    in_longest.eq(left <= 2 * longest),  # in_page stays what it is
                 ]
         with m.If(self.i.ready):
             i = self.i.payload
+            boundary, page, fits = at_start(i.address, i.beats)
             m.d.sync += [
                 active.eq(self.i.valid),
                 address.eq(i.address),
-                to_boundary.eq(beats_to_boundary(i.address)),
+                to_boundary.eq(boundary),
+                page_first.eq(page),
                 left.eq(i.beats),
+                in_page.eq(fits),
+                in_longest.eq(i.beats <= longest),
+                run_in_longest.eq(i.beats <= longest),
                 next_run.eq(i.address + i.stride),
                 stride.eq(i.stride),
                 run_beats.eq(i.beats),
-                runs_left.eq(i.runs),
+                runs_after.eq(i.runs - 1),
+                last_run.eq(i.runs == 1),
             ]
         return m

@@ -1,6 +1,6 @@
 """From the instruction stream to the queues of the engines."""
 
-from amaranth.hdl import Module
+from amaranth.hdl import Cat, Module, Mux, Signal
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -29,16 +29,17 @@ def legal_opcodes(config: Config) -> tuple[Opcode, ...]:
 class Dispatch(wiring.Component):
     """Route instructions to the queues of their engines, in program order.
 
-    Combinational: an instruction enters its queue in the cycle in which it arrives, one per cycle.
-    A full queue stalls ``i``. HALT waits at ``i`` until ``idle``, then raises ``halt`` for one
-    cycle; its token masks are ignored. An instruction of an opcode that the configuration lacks,
-    with a reserved bit set, or with an absent engine in a token mask, raises ``error`` and goes
-    nowhere. Operands are the engines' to check.
+    One register: an instruction taken at ``i`` is decoded on its way into it, and enters its queue
+    in the next cycle, one per cycle. A full queue stalls the register, and that stalls ``i``. HALT
+    waits in the register and raises ``halt`` when the machine is ``idle``; its token masks are
+    ignored. An instruction of an opcode that the configuration lacks, with a reserved bit set, or
+    with an absent engine in a token mask, raises ``error`` in the cycle after it was taken and goes
+    nowhere. After either nothing is taken until reset. Operands are the engines' to check.
 
     Members
     -------
     enable : In(1)
-        Nothing is taken unless high: the machine runs.
+        Nothing leaves the register unless high: the machine runs.
     i : In(stream.Signature(ISSUED))
     o_<engine> : Out(stream.Signature(ISSUED))
     idle : In(1)
@@ -67,38 +68,51 @@ class Dispatch(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        offered = self.enable & self.i.valid
         absent = (1 << ENGINE_BITS) - 1 - sum(1 << engine for engine in self._engines)
 
-        m.d.comb += [
-            self.error.cause.eq(Cause.ILLEGAL_INSTRUCTION),
-            self.error.index.eq(self.i.p.index),
-        ]
-        for engine in self._engines:
-            m.d.comb += self.output(engine).payload.eq(self.i.payload)
-
+        # What the word at `i` is.
+        target = Signal(len(Engine))  # one bit at most
+        is_halt, illegal = Signal(), Signal(init=1)
         header = data.View(instruction_layout(Opcode.HALT), self.i.p.word)
         with m.Switch(header.opcode):
             for opcode in self._opcodes:
                 word = data.View(instruction_layout(opcode), self.i.p.word)
-                illegal = word.reserved.any()
+                wrong = word.reserved.any()
                 with m.Case(opcode):
                     if ISA[opcode].engine is None:
-                        m.d.comb += [
-                            self.error.valid.eq(offered & illegal),
-                            self.halt.eq(offered & ~illegal & self.idle),
-                            self.i.ready.eq(self.halt),
-                        ]
+                        m.d.comb += is_halt.eq(1)
                     else:
-                        illegal |= ((word.wait | word.signal) & absent).any()
-                        o = self.output(ISA[opcode].engine)
-                        m.d.comb += [
-                            self.error.valid.eq(offered & illegal),
-                            o.valid.eq(offered & ~illegal),
-                            # Whatever the rest of the word is: after an error nothing is
-                            # taken, and the check of all its bits stays out of this path.
-                            self.i.ready.eq(offered & o.ready),
-                        ]
-            with m.Default():
-                m.d.comb += self.error.valid.eq(offered)
+                        wrong |= ((word.wait | word.signal) & absent).any()
+                        m.d.comb += target.eq(1 << ISA[opcode].engine)
+                    m.d.comb += illegal.eq(wrong)
+
+        held = Signal(ISSUED, reset_less=True)
+        held_target = Signal.like(target)
+        held_halt, held_illegal = Signal(), Signal()
+        outputs = {engine: self.output(engine) for engine in self._engines}
+        leaves, free = Signal(), Signal()
+        m.d.comb += [
+            leaves.eq(Cat(held_target[engine] & o.ready for engine, o in outputs.items()).any()),
+            free.eq(~held_halt & ~held_illegal & (~held_target.any() | (self.enable & leaves))),
+            self.i.ready.eq(free),
+        ]
+        with m.If(free):
+            m.d.sync += [
+                held.eq(self.i.payload),
+                # an illegal instruction has no target
+                held_target.eq(Mux(self.i.valid & ~illegal, target, 0)),
+                held_halt.eq(self.i.valid & ~illegal & is_halt),
+                held_illegal.eq(self.i.valid & illegal),
+            ]
+        for engine, o in outputs.items():
+            m.d.comb += [
+                o.payload.eq(held),
+                o.valid.eq(self.enable & held_target[engine]),
+            ]
+        m.d.comb += [
+            self.halt.eq(self.enable & held_halt & self.idle),
+            self.error.valid.eq(self.enable & held_illegal),
+            self.error.cause.eq(Cause.ILLEGAL_INSTRUCTION),
+            self.error.index.eq(held.index),
+        ]
         return m

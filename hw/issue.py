@@ -26,7 +26,8 @@ class Issue(wiring.Component):
     of tokens from that engine is positive; the transfer at ``o`` takes one of each.
 
     ``retire`` ends the oldest instruction in flight: in the same cycle ``give`` has its ``signal``
-    mask. A token that arrives (``given``) in cycle t can be taken in cycle t + 1.
+    mask. A token that arrives (``given``) in cycle t is counted in t + 1, since it comes from the
+    other end of the chip, and can be taken in t + 2.
 
     Members
     -------
@@ -42,12 +43,12 @@ class Issue(wiring.Component):
     missing : Out(ENGINE_BITS)
         Bit e: the head of the queue waits for a token from engine e.
     overflow : Out(ENGINE_BITS)
-        Bit e: the token given by engine e in this cycle is lost, since its counter is full.
+        Bit e: the token given by engine e in the cycle before is lost, since its counter is full.
     idle : Out(1)
         No instruction is queued or in flight.
     oldest_index : Out(INDEX_BITS)
-        Position of the oldest unfinished instruction, all ones when idle. While ``retire`` is high
-        it is the retiring instruction's.
+        Position of the oldest instruction that was unfinished in the cycle before, all ones if
+        none was. In the cycle after ``retire`` it is the retired instruction's.
     """
 
     def __init__(self, config: Config):
@@ -62,7 +63,7 @@ class Issue(wiring.Component):
             "missing": Out(ENGINE_BITS),
             "overflow": Out(ENGINE_BITS),
             "idle": Out(1),
-            "oldest_index": Out(INDEX_BITS),
+            "oldest_index": Out(INDEX_BITS, init=(1 << INDEX_BITS) - 1),
         })  # fmt: skip
         self.awake = Signal()  # of gated machines: twillcore.hw.clocks
 
@@ -90,27 +91,33 @@ class Issue(wiring.Component):
             self.give.eq(Mux(self.retire, ending.signal, 0)),
             self.idle.eq(~queue.o.valid & ~in_flight.o.valid),
         ]
-        moves = self.i.valid | starts | self.retire | self.given.any()
-        awake_while(m, platform, self.awake, moves)
+        moves = Signal()
+        moved = Signal()  # in the cycle before: oldest_index and the tokens follow
+        m.d.comb += moves.eq(self.i.valid | starts | self.retire | self.given.any())
+        m.d.sync += moved.eq(moves)
+        awake_while(m, platform, self.awake, moves | moved)
         with m.If(in_flight.o.valid):
-            m.d.comb += self.oldest_index.eq(ending.index)
+            m.d.sync += self.oldest_index.eq(ending.index)
         with m.Elif(queue.o.valid):
-            m.d.comb += self.oldest_index.eq(head.index)
+            m.d.sync += self.oldest_index.eq(head.index)
         with m.Else():
-            m.d.comb += self.oldest_index.eq(~0)
+            m.d.sync += self.oldest_index.eq(~0)
 
+        arrived = Signal(ENGINE_BITS)
+        m.d.sync += arrived.eq(self.given)
         for engine in Engine:
             tokens = Signal(TOKEN_COUNTER_BITS, name=f"tokens_{engine.name.lower()}")
+            there = Signal(name=f"there_{engine.name.lower()}")  # tokens != 0
             wanted = header.wait[engine]
-            given = self.given[engine]
+            given = arrived[engine]
             taken = starts & wanted
             full = tokens.all()
             m.d.comb += [
-                self.missing[engine].eq(queue.o.valid & wanted & (tokens == 0)),
+                self.missing[engine].eq(queue.o.valid & wanted & ~there),
                 self.overflow[engine].eq(given & ~taken & full),
             ]
             with m.If(given & ~taken & ~full):
-                m.d.sync += tokens.eq(tokens + 1)
+                m.d.sync += [tokens.eq(tokens + 1), there.eq(1)]
             with m.Elif(taken & ~given):
-                m.d.sync += tokens.eq(tokens - 1)
+                m.d.sync += [tokens.eq(tokens - 1), there.eq(tokens != 1)]
         return m

@@ -1,6 +1,6 @@
 """The LOAD engine: DRAM to on-chip memories."""
 
-from amaranth.hdl import Array, C, Cat, Module, Mux, Signal, signed
+from amaranth.hdl import C, Cat, Module, Mux, Signal, signed
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -74,15 +74,21 @@ def _lowest_set(bits):
     return position
 
 
+def _times(value, factor):
+    """Return ``value * factor`` by additions: a multiplier block would be slower and far away."""
+    terms = [value << bit for bit in range(factor.bit_length()) if factor >> bit & 1]
+    return sum(terms[1:], terms[0])
+
+
 class LoadEngine(wiring.Component):
     """Execute LOAD: stream runs from DRAM into a memory, expanding sparse weights.
 
     Two stages. The *address stage* accepts an instruction (transfer in cycle t), checks it (t + 1),
-    computes the length of a run (t + 2, or t + 18 for BITMAP, which takes a division), and hands it
-    to :class:`twillcore.hw.bursts.Bursts` (t + 3, if it has finished the one before): the first
-    burst stands on ``read`` in t + 5. The next instruction is accepted from t + 4 on, while
-    fewer than :data:`IN_FLIGHT` have not retired. So reading runs ahead of the data by whole
-    instructions, as far as the memory accepts bursts.
+    computes the rows of a run (t + 2, or t + 18 for BITMAP, which takes a division) and its beats
+    (t + 3, t + 19), and hands it to :class:`twillcore.hw.bursts.Bursts` (t + 4, if it has finished
+    the one before): the first burst stands on ``read`` in t + 6. The next instruction is accepted
+    from t + 5 on, while fewer than :data:`IN_FLIGHT` have not retired. So reading runs ahead of the
+    data by whole instructions, as far as the memory accepts bursts.
 
     The *data stage* takes beats in order. A row (of any memory but the two below) that is complete
     in cycle c is written in c + 1, so these are taken at one beat per cycle without a pause.
@@ -234,11 +240,6 @@ class LoadEngine(wiring.Component):
         fits = candidate >= word.beats
 
         stored = Signal(18)  # rows of one run, headers included
-        m.d.comb += stored.eq(rows)
-        with m.If(is_bitmap):
-            m.d.comb += stored.eq(rows + quotient * (config.block // 8))
-        with m.Elif(word.format == WeightFormat.INDEX):
-            m.d.comb += stored.eq(rows + ((rows + 1) >> 1))
 
         with m.FSM():
             with m.State("Accept"):
@@ -256,7 +257,7 @@ class LoadEngine(wiring.Component):
                     m.next = "Refuse"
                 with m.Else():
                     m.d.comb += destination.valid.eq(1)  # there is room: see IN_FLIGHT
-                    m.next = "Length"
+                    m.next = "Rows"
                     with m.If(is_bitmap):
                         m.next = "Divide"
             with m.State("Divide"):
@@ -266,7 +267,17 @@ class LoadEngine(wiring.Component):
                     step.eq(step + 1),
                 ]
                 with m.If(step == DIVISION_CYCLES - 1):
-                    m.next = "Length"
+                    m.next = "Rows"
+            with m.State("Rows"):
+                m.d.sync += stored.eq(rows)
+                with m.If(is_bitmap):
+                    m.d.sync += stored.eq(rows + quotient * (config.block // 8))
+                with m.Elif(word.format == WeightFormat.INDEX):
+                    m.d.sync += stored.eq(rows + ((rows + 1) >> 1))
+                m.next = "Length"
+                with m.If(is_bitmap & (remainder != 0)):
+                    m.d.comb += self._raise(Cause.ILLEGAL_INSTRUCTION, index)
+                    m.next = "Refuse"
             with m.State("Length"):
                 m.d.sync += [
                     bursts.i.payload.address.eq(self.base + word.dram),
@@ -276,12 +287,9 @@ class LoadEngine(wiring.Component):
                 with m.Switch(word.memory):
                     for memory in Memory:
                         with m.Case(memory):
-                            beats = stored * row_beats(memory, config)
+                            beats = _times(stored, row_beats(memory, config))
                             m.d.sync += bursts.i.payload.beats.eq(beats)
                 m.next = "Request"
-                with m.If(is_bitmap & (remainder != 0)):
-                    m.d.comb += self._raise(Cause.ILLEGAL_INSTRUCTION, index)
-                    m.next = "Refuse"
             with m.State("Request"):
                 m.d.comb += bursts.i.valid.eq(1)
                 with m.If(bursts.i.ready):
@@ -305,7 +313,9 @@ class LoadEngine(wiring.Component):
         beat = Signal.like(last_beat)
         group_row = Signal(5)  # counts through what repeats: headers and their rows, or a block
         rows_left, runs_left = Signal(16), Signal(12)
+        last_row, last_run = Signal(), Signal()  # rows_left == 1, runs_left == 1
         address, run_address = Signal(_ADDRESS_BITS), Signal(_ADDRESS_BITS)
+        depth = Signal(_ADDRESS_BITS)
 
         row_ends, is_header, group_ends, run_ends, ends = (Signal() for _ in range(5))
         last_group_row = Signal(5)
@@ -323,8 +333,8 @@ class LoadEngine(wiring.Component):
             beat_taken.eq(read.rvalid & read.rready),
             row_ends.eq(beat_taken & (beat == last_beat)),
             group_ends.eq(group_row == last_group_row),
-            run_ends.eq(row_ends & ~is_header & (rows_left == 1)),
-            ends.eq(run_ends & (runs_left == 1)),
+            run_ends.eq(row_ends & ~is_header & last_row),
+            ends.eq(run_ends & last_run),
         ]
         with m.If(beat_taken):
             m.d.sync += beat.eq(Mux(row_ends, 0, beat + 1))
@@ -334,12 +344,18 @@ class LoadEngine(wiring.Component):
                 next_run = run_address + current.stride
                 m.d.sync += [
                     rows_left.eq(current.rows),
+                    last_row.eq(current.rows == 1),
                     runs_left.eq(runs_left - 1),
+                    last_run.eq(runs_left == 2),
                     address.eq(next_run),
                     run_address.eq(next_run),
                 ]
             with m.Elif(~is_header):
-                m.d.sync += [rows_left.eq(rows_left - 1), address.eq(address + 1)]
+                m.d.sync += [
+                    rows_left.eq(rows_left - 1),
+                    last_row.eq(rows_left == 2),
+                    address.eq(address + 1),
+                ]
 
         with m.If(~active | ends):
             following = destinations.payload
@@ -348,7 +364,9 @@ class LoadEngine(wiring.Component):
                 active.eq(destinations.valid),
                 current.eq(following),
                 rows_left.eq(following.rows),
+                last_row.eq(following.rows == 1),
                 runs_left.eq(following.runs),
+                last_run.eq(following.runs == 1),
                 address.eq(following.local),
                 run_address.eq(following.local),
             ]
@@ -357,7 +375,10 @@ class LoadEngine(wiring.Component):
             with m.Switch(following.memory):
                 for memory in Memory:
                     with m.Case(memory):
-                        m.d.sync += last_beat.eq(row_beats(memory, config) - 1)
+                        m.d.sync += [
+                            last_beat.eq(row_beats(memory, config) - 1),
+                            depth.eq(depth_rows(memory, config)),
+                        ]
 
         # A complete row, its last beat uppermost, and what it is.
         row = Signal(max(row_beats(memory, config) for memory in Memory) * config.axi_data_bits)
@@ -371,10 +392,6 @@ class LoadEngine(wiring.Component):
             "in_range": 1,
             "ends": 1,
         }))  # fmt: skip
-        depths = Array(
-            depth_rows(Memory(number), config) if self._present(number) else 0
-            for number in range(8)
-        )
         with m.If(beat_taken):
             m.d.sync += row.eq(Cat(row, read.rdata) >> config.axi_data_bits)
         with m.If(row_ends):
@@ -384,7 +401,7 @@ class LoadEngine(wiring.Component):
                 kind.address.eq(address),
                 kind.is_header.eq(is_header),
                 kind.group_row.eq(group_row),
-                kind.in_range.eq(address < depths[current.memory]),
+                kind.in_range.eq(address < depth),
                 kind.ends.eq(ends),
             ]
 

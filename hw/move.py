@@ -125,7 +125,6 @@ class MoveEngine(wiring.Component):
             pause.eq(Mux(keys, block // 8 - 1, values_pause(config))),
             turn.eq(reading & (self.phase == ActivationSlot.MOVE_READ)),
             want.eq(turn & ~frames_left.any()),
-            fits.eq(address < config.activation_depth),
             item_end.eq(item_words_left == 1),
             strip_end.eq(words_left == 1),
             run_end.eq(strip_end & (keys | (tiles_left == 1))),
@@ -134,9 +133,11 @@ class MoveEngine(wiring.Component):
             self.activation_read.address.eq(address),
             self.activation_read.enable.eq(want & fits),
         ]
+        m.d.sync += fits.eq(address < config.activation_depth)  # it changes a frame before its use
         with m.If(start):
             m.d.sync += [
                 address.eq(move.a),
+                fits.eq(move.a < config.activation_depth),
                 next_strip.eq(move.a + move.a_row_stride),
                 next_run.eq(move.a + tile_words),
                 words_left.eq(strip_words),

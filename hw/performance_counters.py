@@ -15,7 +15,8 @@ class PerformanceCounters(wiring.Component):
     """One engine's counters: in every cycle with ``enable`` exactly one of them counts.
 
     An engine that works or is blocked counts as such, whatever waits in its queue. Otherwise the
-    first engine whose token the head of the queue misses is named.
+    first engine whose token the head of the queue misses is named. What a cycle counts as passes a
+    register, so a counter shows a cycle two cycles later.
 
     Members
     -------
@@ -38,7 +39,9 @@ class PerformanceCounters(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        cause = Signal(Counter)
+        cause, last_cause = Signal(Counter), Signal(Counter)
+        counts = Signal()
+        m.d.sync += [last_cause.eq(cause), counts.eq(self.enable & ~self.clear)]
         with m.If(self.activity == Activity.BUSY):
             m.d.comb += cause.eq(Counter.BUSY)
         with m.Elif(self.activity == Activity.BLOCKED):
@@ -55,6 +58,6 @@ class PerformanceCounters(wiring.Component):
             value = getattr(self, counter.name.lower())
             with m.If(self.clear):
                 m.d.sync += value.eq(0)
-            with m.Elif(self.enable & (cause == counter)):
+            with m.Elif(counts & (last_cause == counter)):
                 m.d.sync += value.eq(value + 1)
         return m

@@ -6,16 +6,17 @@ from amaranth.lib.wiring import In, Out
 
 from twillcore.hw.axi import Response
 from twillcore.hw.axi_lite import axi4_lite
-from twillcore.registers import ADDRESS_BITS, REGISTER_BYTES, REGISTERS, Access
+from twillcore.registers import ADDRESS_BITS, COUNTERS_STRIDE, REGISTER_BYTES, REGISTERS, Access
 
 
 class Registers(wiring.Component):
     """Connect :data:`twillcore.registers.REGISTERS` to an AXI4-Lite bus.
 
     A write is taken when address and data are both there and no response is pending, and acts in
-    that cycle; the response is offered in the next one. A read is taken when no read data is
-    pending, and samples the register in that cycle; the data is offered in the next one. A response
-    that is being taken is not pending: throughput is a write and a read per cycle. Accesses to
+    that cycle; the response is offered in the next one. A read samples the register in the cycle in
+    which it is taken; the data is offered two cycles later. There is room for two reads, the one on
+    offer included. A response that is being taken is not pending: throughput is a write and a read
+    per cycle. Accesses to
     other addresses, and writes to read-only registers, are answered with SLVERR and do nothing.
 
     Members
@@ -71,21 +72,51 @@ class Registers(wiring.Component):
                     m.d.sync += value.eq((value & ~strobed) | (bus.wdata & strobed))
 
     def _read(self, m):
+        """Two multiplexers with registers behind them: registers of a group, and groups."""
         bus = self.bus
-        take = Signal()
-        m.d.comb += [take.eq(bus.arvalid & (~bus.rvalid | bus.rready)), bus.arready.eq(take)]
-        with m.If(bus.rready):
-            m.d.sync += bus.rvalid.eq(0)
+        groups: dict[int, list] = {}
+        for register in REGISTERS.values():
+            groups.setdefault(register.offset >> _GROUP_SHIFT, []).append(register)
+
+        sampled = Signal()  # in `values`, not yet on the bus
+        onward, take = Signal(), Signal()
+        m.d.comb += [
+            onward.eq(~bus.rvalid | bus.rready),
+            take.eq(bus.arvalid & (~sampled | onward)),
+            bus.arready.eq(take),
+        ]
         with m.If(take):
-            m.d.sync += [bus.rvalid.eq(1), bus.rdata.eq(0), bus.rresp.eq(Response.SLVERR)]
-            with m.Switch(bus.araddr[_WORD_SHIFT:]):
-                for register in REGISTERS.values():
-                    with m.Case(register.offset >> _WORD_SHIFT):
-                        m.d.sync += bus.rresp.eq(Response.OKAY)
-                        if register.access is not Access.WRITE:
-                            m.d.sync += bus.rdata.eq(getattr(self, register.name.lower()))
+            m.d.sync += sampled.eq(1)
+        with m.Elif(onward):
+            m.d.sync += sampled.eq(0)
+
+        chosen = Signal(bus.araddr.shape().width - _GROUP_SHIFT)
+        with m.If(take):
+            m.d.sync += chosen.eq(bus.araddr[_GROUP_SHIFT:])
+        with m.If(onward):
+            m.d.sync += [
+                bus.rvalid.eq(sampled),
+                bus.rdata.eq(0),
+                bus.rresp.eq(Response.SLVERR),
+            ]
+        for number, group in groups.items():
+            value = Signal(8 * REGISTER_BYTES, name=f"value_{number:x}")
+            known = Signal(name=f"known_{number:x}")
+            with m.If(take):
+                m.d.sync += [value.eq(0), known.eq(0)]
+                with m.Switch(bus.araddr[_WORD_SHIFT:_GROUP_SHIFT]):
+                    for register in group:
+                        with m.Case((register.offset % (1 << _GROUP_SHIFT)) >> _WORD_SHIFT):
+                            m.d.sync += known.eq(1)
+                            if register.access is not Access.WRITE:
+                                m.d.sync += value.eq(getattr(self, register.name.lower()))
+            with m.If(onward & (chosen == number)):
+                m.d.sync += bus.rdata.eq(value)
+                with m.If(known):
+                    m.d.sync += bus.rresp.eq(Response.OKAY)
 
 
 _WORD_SHIFT = (
     REGISTER_BYTES.bit_length() - 1
 )  # the bus counts bytes; their place in a word is WSTRB's
+_GROUP_SHIFT = (COUNTERS_STRIDE - 1).bit_length()  # a group: the counters of an engine

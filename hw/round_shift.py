@@ -10,22 +10,6 @@ def round_shift_latency(shift_bits):
     return 2 if shift_bits <= COARSE + 1 else 4
 
 
-def saturate(m, value, bits, name):
-    """Return ``value`` clamped to ``bits``-bit two's complement: one comparison of sign bits."""
-    # Signals for what is used more than once: an expression is emitted anew at every use.
-    whole = Signal(signed(len(value)), name=f"{name}_whole")
-    result = Signal(signed(bits), name=f"{name}_saturated")
-    negative = Signal(name=f"{name}_negative")
-    m.d.comb += [whole.eq(value), negative.eq(whole[-1])]
-    with m.If(whole[bits - 1 :].all() | ~whole[bits - 1 :].any()):
-        m.d.comb += result.eq(whole)
-    with m.Elif(negative):
-        m.d.comb += result.eq(-(1 << bits - 1))
-    with m.Else():
-        m.d.comb += result.eq((1 << bits - 1) - 1)
-    return result
-
-
 def delay(m, value, cycles, *, enables=None, name="delayed"):
     """Return ``value`` after ``cycles`` registers; stage k moves when ``enables[k]`` is set.
 
@@ -54,9 +38,10 @@ def round_shift(m, enables, values, shifts, *, output_bits, name):
 
     One result per lane and cycle, :func:`round_shift_latency` cycles later; no backpressure.
 
-    Rounding half away from zero needs no wide adder behind the shifter: a negative value is
-    decremented before the shift, then the bit below the result's LSB is what must be added, and the
-    sum is only ``output_bits`` wide.
+    Rounding half away from zero needs no wide adder behind the shifter: the bit below the result's
+    LSB is what must be added, and the sum is only ``output_bits`` wide. Ties of negative values do
+    not count: where the shift has a stage of its own, the value is decremented before it; a short
+    shift looks at the bits that are lost below that bit, beside the shifter.
 
     Parameters
     ----------
@@ -75,13 +60,12 @@ def round_shift(m, enables, values, shifts, *, output_bits, name):
     -------
     list of Signal
     """
-    bits, shift_bits = len(values[0]) + 1, len(shifts[0])  # the smallest value is decremented too
+    bits, shift_bits = len(values[0]) + 1, len(shifts[0])  # the smallest value may be decremented
     short = round_shift_latency(shift_bits) == 2
     shared = len(shifts) == 1
 
-    # stage 0: ties of negative values must fall; stages before the shift carry the shift along
+    # stages before the shift carry it along
     shift_stages = [shifts] if short else [shifts, []]
-    nonzero = [shift.any() for shift in shifts]
     if not short:
         for lane, shift in enumerate(shifts):
             staged = Signal.like(shift, reset_less=True, name=f"{name}_shift_{lane}")
@@ -99,12 +83,19 @@ def round_shift(m, enables, values, shifts, *, output_bits, name):
         guarded = Signal(
             signed(bits + 1), reset_less=True, name=f"{name}_guarded_{lane}"
         )  # LSB: the rounding bit
-        lowered = (value - (value[-1] & nonzero[pick]))[:bits].as_signed()
         if short:
-            m.d.comb += down.eq(lowered)
+            shifted = Signal(signed(bits + 1), name=f"{name}_shifted_{lane}")
+            lost = Signal(name=f"{name}_lost_{lane}")  # a bit below the rounding bit
+            below = min(len(value), (1 << shift_bits) - 2)
+            m.d.comb += [
+                down.eq(value),
+                shifted.eq(Cat(Const(0, 1), down).as_signed() >> shifts[pick]),
+                lost.eq(Cat(value[i] & (shifts[pick] > i + 1) for i in range(below)).any()),
+            ]
             with m.If(enables[0]):
-                m.d.sync += guarded.eq(Cat(Const(0, 1), down).as_signed() >> shifts[pick])
+                m.d.sync += guarded.eq(Cat(shifted[0] & (~value[-1] | lost), shifted[1:]))
         else:
+            lowered = (value - (value[-1] & shifts[pick].any()))[:bits].as_signed()
             staged, fine = shift_stages[1][pick]
             coarse = Signal(signed(bits + 1), reset_less=True, name=f"{name}_coarse_{lane}")
             with m.If(enables[0]):
@@ -114,12 +105,24 @@ def round_shift(m, enables, values, shifts, *, output_bits, name):
                 m.d.sync += coarse.eq(Cat(Const(0, 1), down).as_signed() >> far)
             with m.If(enables[2]):
                 m.d.sync += guarded.eq(coarse >> fine)
-        # Saturated first to what rounding may still bring into range, so that the sum is short.
-        near = saturate(m, guarded, min(output_bits + 2, bits + 1), f"{name}_near_{lane}")
-        rounded = Signal(signed(output_bits + 2), name=f"{name}_rounded_{lane}")
+        # What fits can only pass the upper end by rounding, and by one; what does not, stays out.
+        whole = Signal(signed(max(bits, output_bits)), name=f"{name}_whole_{lane}")
+        rounded = Signal(signed(output_bits + 1), name=f"{name}_rounded_{lane}")
+        fits = Signal(name=f"{name}_fits_{lane}")
         result = Signal(signed(output_bits), reset_less=True, name=f"{name}_{lane}")
-        m.d.comb += rounded.eq((near >> 1) + near[0])
-        final = saturate(m, rounded, output_bits, f"{name}_{lane}")
+        final = Signal(signed(output_bits), name=f"{name}_final_{lane}")
+        upper = whole[output_bits - 1 :]
+        m.d.comb += [
+            whole.eq(guarded >> 1),
+            rounded.eq(whole[:output_bits].as_signed() + guarded[0]),
+            fits.eq(upper.all() | ~upper.any()),
+        ]
+        with m.If(~fits & whole[-1]):
+            m.d.comb += final.eq(-(1 << output_bits - 1))
+        with m.Elif(~fits | (rounded[-1] != rounded[-2])):
+            m.d.comb += final.eq((1 << output_bits - 1) - 1)
+        with m.Else():
+            m.d.comb += final.eq(rounded)
         with m.If(enables[1 if short else 3]):
             m.d.sync += result.eq(final)
         results.append(result)

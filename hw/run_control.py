@@ -1,7 +1,7 @@
 """Whether the machine runs, and why it stopped."""
 
 from amaranth.hdl import Module, Signal
-from amaranth.lib import wiring
+from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
 from twillcore.hw.layouts import INDEX_BITS
@@ -10,16 +10,18 @@ from twillcore.isa import Cause, Engine
 from twillcore.registers import NO_ENGINE
 
 #: Who can report an error; of two in one cycle the first wins.
-SOURCES = (*(engine.name.lower() for engine in Engine), "fetch", "dispatch")
+SOURCES = (*(engine.name.lower() for engine in Engine), "dispatch", "fetch")  # older before newer
 ENGINE_NUMBER_BITS = 3
+_ERROR = data.StructLayout({"valid": 1, "cause": CAUSE_BITS, "index": INDEX_BITS})
 
 
 class RunControl(wiring.Component):
     """Start, stop, error latch and watchdog; the frame counter and the cycle counter.
 
     ``start`` is ignored while the machine runs. Else ``running`` is high from the next cycle on:
-    that is cycle 0, and its ``phase`` is 0. The machine stops in the cycle after ``halt`` or an
-    error; ``cycles`` then is the number of cycles that it ran.
+    that is cycle 0, and its ``phase`` is 0. The machine stops in the cycle after ``halt``, or two
+    cycles after an error, which passes a register since errors come from everywhere; an error in
+    the cycle of ``halt`` still counts. ``cycles`` then is the number of cycles that it ran.
 
     Members
     -------
@@ -81,13 +83,7 @@ class RunControl(wiring.Component):
             m.d.sync += self.cycles.eq(self.cycles + 1)
             with m.If(self.halt):
                 m.d.sync += [self.running.eq(0), self.done.eq(1)]
-            for number, source in enumerate(SOURCES):
-                error = getattr(self, f"error_{source}")
-                clause = m.If(error.valid) if number == 0 else m.Elif(error.valid)
-                with clause:
-                    engine = number if number < len(Engine) else NO_ENGINE
-                    m.d.sync += self._stop(error.cause, error.index, engine)
-            with m.Elif((quiet >= self.watchdog) & (self.watchdog != 0)):
+            with m.If((quiet >= self.watchdog) & (self.watchdog != 0)):
                 m.d.sync += self._stop(Cause.WATCHDOG, self.oldest_index, self.oldest_engine)
         with m.Elif(self.begin):
             m.d.sync += [
@@ -101,6 +97,20 @@ class RunControl(wiring.Component):
                 self.cycles.eq(0),
                 quiet.eq(0),
             ]
+
+        ran = Signal()  # running, in the cycle of the errors that stand in the registers now
+        m.d.sync += ran.eq(self.running)
+        reported = []
+        for source in SOURCES:
+            port = getattr(self, f"error_{source}")
+            error = Signal(_ERROR, name=f"late_{source}")
+            m.d.sync += [error[name].eq(getattr(port, name)) for name in _ERROR.members]
+            reported.append(error)
+        with m.If(ran & ~self.error):
+            for number, error in enumerate(reported):
+                with m.If(error.valid) if number == 0 else m.Elif(error.valid):
+                    engine = number if number < len(Engine) else NO_ENGINE
+                    m.d.sync += self._stop(error.cause, error.index, engine)
         return m
 
     def _stop(self, cause, index, engine):

@@ -200,19 +200,24 @@ class StoreEngine(wiring.Component):
         active = Signal()
         current = Signal(SOURCE)
         words_left, runs_left = Signal(16), Signal(12)
+        last_word, last_run = Signal(), Signal()  # words_left == 1, runs_left == 1
         address, run_address = Signal(_ADDRESS_BITS), Signal(_ADDRESS_BITS)
 
         wanted, in_range, read, run_ends, ends = (Signal() for _ in range(5))
         assert ActivationSlot.STORE_READ == WideReadSlot.STORE_READ
-        depth = Mux(current.is_wide, config.wide_depth, config.activation_depth)
+
+        def is_inside(of, is_wide):
+            return Mux(is_wide, of < config.wide_depth, of < config.activation_depth)
+
+        # An address changes a frame before it is used, but for an instruction's first one.
+        m.d.sync += in_range.eq(is_inside(address, current.is_wide))
         m.d.comb += [
             wanted.eq(
                 active & (self.phase == ActivationSlot.STORE_READ) & (words.level < WAITING_WORDS)
             ),
-            in_range.eq(address < depth),
             read.eq(wanted & in_range),
-            run_ends.eq(read & (words_left == 1)),
-            ends.eq(run_ends & (runs_left == 1)),
+            run_ends.eq(read & last_word),
+            ends.eq(run_ends & last_run),
             self.activation_read.address.eq(address),
             self.activation_read.enable.eq(read & ~current.is_wide),
             self.wide_read.address.eq(address),
@@ -224,12 +229,18 @@ class StoreEngine(wiring.Component):
             next_run = run_address + current.stride
             m.d.sync += [
                 words_left.eq(current.count),
+                last_word.eq(current.count == 1),
                 runs_left.eq(runs_left - 1),
+                last_run.eq(runs_left == 2),
                 address.eq(next_run),
                 run_address.eq(next_run),
             ]
         with m.Elif(read):
-            m.d.sync += [words_left.eq(words_left - 1), address.eq(address + 1)]
+            m.d.sync += [
+                words_left.eq(words_left - 1),
+                last_word.eq(words_left == 2),
+                address.eq(address + 1),
+            ]
         with m.If(~active | ends):
             following = sources.payload
             m.d.comb += sources.ready.eq(1)
@@ -237,9 +248,12 @@ class StoreEngine(wiring.Component):
                 active.eq(sources.valid),
                 current.eq(following),
                 words_left.eq(following.count),
+                last_word.eq(following.count == 1),
                 runs_left.eq(following.runs),
+                last_run.eq(following.runs == 1),
                 address.eq(following.local),
                 run_address.eq(following.local),
+                in_range.eq(is_inside(following.local, following.is_wide)),
             ]
 
         # Read data stand on the port in the cycle after the slot, and in that one only.

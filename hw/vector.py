@@ -68,11 +68,11 @@ class VectorEngine(wiring.Component):
       same row tile's input, no other's.
 
     An instruction is accepted when the previous one has retired, or retires in this cycle; it is
-    checked and started in the next cycle. The output may be read by a client that starts after
-    ``retire``. Row tiles whose words take fewer frames than :data:`SOFTMAX_FRAMES` or
-    :data:`STATISTICS_FRAMES` take that many. ``error`` follows the acceptance of an illegal
-    instruction by one cycle; that of an access beyond a memory, which is not done, comes with the
-    access. After it the engine accepts nothing until reset.
+    checked in the next cycle and started in the one after that. The output may be read by a client
+    that starts after ``retire``. Row tiles whose words take fewer frames than
+    :data:`SOFTMAX_FRAMES` or :data:`STATISTICS_FRAMES` take that many. ``error`` follows the
+    acceptance of an illegal instruction by one cycle; that of an access beyond a memory, which is
+    not done, comes with the access. After it the engine accepts nothing until reset.
 
     Without norm memory (``config.norm_depth == 0``) LAYER_NORM is illegal and has no hardware.
 
@@ -137,7 +137,6 @@ class VectorEngine(wiring.Component):
             is_softmax.eq(soft.opcode == Opcode.SOFTMAX),
             is_norm.eq(soft.opcode == Opcode.LAYER_NORM),
             is_elementwise.eq(soft.opcode == Opcode.ELEMENTWISE),
-            start.eq(starting & ~illegal),
             self.instruction.ready.eq((~busy | self.retire) & ~failed),
             self.activity.eq(Mux(busy, Activity.BUSY, Activity.IDLE)),
             self.error.valid.eq((out_of_range | (starting & illegal)) & ~failed),
@@ -147,7 +146,7 @@ class VectorEngine(wiring.Component):
             self.error.index.eq(current.index),
         ]
         awake_while(m, platform, self.awake, self.instruction.valid | busy | failed)
-        m.d.sync += starting.eq(0)
+        m.d.sync += [starting.eq(0), start.eq(starting & ~illegal)]
         with m.If(self.error.valid):
             m.d.sync += [busy.eq(0), failed.eq(1)]
         with m.Elif(self.instruction.valid & self.instruction.ready):

@@ -85,7 +85,6 @@ class WordReader(wiring.Component):
         m.d.comb += [
             turn.eq(active & (self.phase == self._slot)),
             want.eq(turn & ~skip & (~at_opening | (self.permit & ~frames_to_wait.any()))),
-            fits.eq(Mux(self.wide, address < config.wide_depth, address < config.activation_depth)),
             last_word.eq(words_left == 1),
             self.opening.eq(want & at_opening),
             self.out_of_range.eq(want & ~fits),
@@ -94,9 +93,15 @@ class WordReader(wiring.Component):
             self.activation_read.address.eq(address),
             self.activation_read.enable.eq(want & fits & ~self.wide),
         ]
+
+        def is_inside(of):
+            return Mux(self.wide, of < config.wide_depth, of < config.activation_depth)
+
+        m.d.sync += fits.eq(is_inside(address))  # it changes a frame before it is used again
         with m.If(self.start):
             m.d.sync += [
                 address.eq(self.address),
+                fits.eq(is_inside(self.address)),
                 next_row.eq(self.address + self.row_stride),
                 words_left.eq(self.words),
                 tiles_left.eq(self.row_tiles),

@@ -61,13 +61,13 @@ class WordWriter(wiring.Component):
         fits = Signal()
         last_word = Signal()
         m.d.comb += [
-            fits.eq(address < self._depth),
             last_word.eq(words_left == 1),
             self.write.address.eq(address),
             self.write.enable.eq(full & fits),
             self.out_of_range.eq(full & ~fits),
             self.done.eq(full & fits & last_word & (tiles_left == 1)),
         ]
+        m.d.sync += fits.eq(address < self._depth)  # it changes a word before it is used again
         m.d.sync += full.eq(self.valid & (position == config.block - 1))
         with m.If(self.start):
             m.d.sync += [

@@ -28,6 +28,7 @@ from twillcore.sim.timing_store import StoreTiming
 from twillcore.sim.timing_vector import move_end, next_start, vector_end
 
 Interval = tuple[int, int]  # first and last cycle
+TOKEN_CYCLES = 2  # from a retirement to the first cycle in which its tokens can be taken
 
 
 class CycleEngine:
@@ -82,7 +83,8 @@ class _Queue:
     ----------
     instructions : positions in the program
     dispatched, starts, ends : cycles in which they entered the queue, were accepted, and retired
-    given : by giver, the tokens for this engine: (cycle, position of the instruction that gave it)
+    given : by giver, the tokens for this engine: (first cycle in which it can be taken, position of
+        the instruction that gave it)
     taken : by giver, the cycles in which tokens were taken
     missing : by giver, the cycles in which the head of the queue lacked a token
     """
@@ -115,7 +117,8 @@ class Timeline:
             engine: _Queue([n for n, i in enumerate(program) if i.engine is engine])
             for engine in Engine
         }
-        self._dispatched: list[int] = []
+        self._decoded: list[int] = []  # cycles in which words left FETCH for DISPATCH's register
+        self._dispatched: list[int] = []  # cycles in which they left that for their queues
         self._load = LoadTiming(config)
         self._store = StoreTiming(config, dram)
         self._gemm = GemmTiming(config)
@@ -140,12 +143,8 @@ class Timeline:
         if sum(map(len, ends)) < len(self.program) - 1:
             self._raise_deadlock()
         idle = max((end[-1] + 1 for end in ends if end), default=0)
-        halt = max(path.words[len(self.program) - 1], self._last_dispatch() + 1, idle)
-        self.cycles = halt + 1
+        self.cycles = max(self._decoded[-1] + 1, idle) + 1
         self._check_tokens()
-
-    def _last_dispatch(self) -> int:
-        return self._dispatched[-1] if self._dispatched else -1
 
     def _resolve(self) -> None:
         """Dispatch and start whatever is determined by what is known."""
@@ -165,11 +164,10 @@ class Timeline:
     def _dispatch(self) -> bool:
         """Move instructions from FETCH to the queues; returns whether any did."""
         moved = False
-        while (index := len(self._dispatched)) < len(self.program) - 1:
-            if index >= len(self._read_path.words):
-                break
+        while self._decode():
+            index = len(self._dispatched)
             queue = self._queues[self.program[index].engine]
-            cycle = max(self._read_path.words[index], self._last_dispatch() + 1)
+            cycle = self._decoded[index] + 1
             before = len(queue.dispatched) - self.config.queue_depth  # must have left the queue
             if before >= len(queue.starts):
                 break
@@ -177,9 +175,17 @@ class Timeline:
                 cycle = max(cycle, queue.starts[before] + 1)
             queue.dispatched.append(cycle)
             self._dispatched.append(cycle)
-            self._read_path.take_word(cycle)
             moved = True
         return moved
+
+    def _decode(self) -> bool:
+        """Take a word when its predecessor has left; returns whether one waits for its queue."""
+        index = len(self._dispatched)
+        if len(self._decoded) == index < len(self._read_path.words):
+            cycle = max([self._read_path.words[index], *self._dispatched[-1:]])
+            self._decoded.append(cycle)
+            self._read_path.take_word(cycle, is_last=index == len(self.program) - 1)
+        return index < min(len(self._decoded), len(self.program) - 1)
 
     def _start(self, engine: Engine, queue: _Queue) -> bool:
         """Start the next instruction of an engine; returns whether it is determined when."""
@@ -198,10 +204,10 @@ class Timeline:
             head = max(head, queue.starts[-1] + 1)
         start = max(head, earliest)
         for giver in givers:
-            given, _ = queue.given[giver][len(queue.taken[giver])]
-            if given >= head:
-                queue.missing[giver].append((head, given))
-            start = max(start, given + 1)
+            there, _ = queue.given[giver][len(queue.taken[giver])]
+            if there > head:
+                queue.missing[giver].append((head, there - 1))
+            start = max(start, there)
         for giver in givers:
             queue.taken[giver].append(start)
         queue.starts.append(start)
@@ -238,7 +244,8 @@ class Timeline:
         queue.ends.append(cycle)
         for taker in Engine:
             if instruction.signal >> taker & 1:
-                self._queues[taker].given[instruction.engine].append((cycle, index))
+                token = cycle + TOKEN_CYCLES, index
+                self._queues[taker].given[instruction.engine].append(token)
 
     def _raise_deadlock(self) -> None:
         """Blame the first instruction that has not ended."""
@@ -255,8 +262,8 @@ class Timeline:
         limit = (1 << TOKEN_COUNTER_BITS) - 1
         for queue in self._queues.values():
             for giver, given in queue.given.items():
-                for number, (cycle, index) in enumerate(given):
-                    if number - bisect_right(queue.taken[giver], cycle) >= limit:
+                for number, (there, index) in enumerate(given):
+                    if number - bisect_right(queue.taken[giver], there - 1) >= limit:
                         text = str(self.program[index])
                         raise MachineError(Cause.TOKEN_OVERFLOW, giver.name.lower(), index, text)
 

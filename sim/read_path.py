@@ -64,6 +64,7 @@ class ReadPath:
         self._leaving: deque[int] = deque()  # words whose leaving is not yet in _room
         self._beats = 0  # of an entry of the buffer that is not complete
         self._fetch_waits = False  # an address of FETCH stands before the port
+        self._halted: int | None = None  # HALT left FETCH
         # The port's register ("fetch", or a burst of LOAD), and the memory
         self._register: str | tuple[int, bool] | None = None
         self._ends: deque[int] = deque()  # last beats of the bursts in the memory
@@ -86,9 +87,11 @@ class ReadPath:
         """Return what changes whenever a step found out something that others wait for."""
         return len(self.words), self._load.ready, len(self._load.retired)
 
-    def take_word(self, cycle: int) -> None:
-        """Let DISPATCH take the next word in ``cycle``."""
+    def take_word(self, cycle: int, *, is_last: bool = False) -> None:
+        """Let DISPATCH take the next word in ``cycle``; after the last one, FETCH asks no more."""
         self._leaving.append(cycle)
+        if is_last:
+            self._halted = cycle
         self.wake(cycle + 1)
 
     def step(self, cycle: int) -> None:
@@ -112,7 +115,8 @@ class ReadPath:
         moved |= self._load.step(cycle, load_taken)
         if fetch_taken:
             self._fetch_waits = False
-        if not self._fetch_waits and (self._in_group or self._room >= GROUP_WORDS):
+        runs = self._halted is None or cycle <= self._halted
+        if runs and not self._fetch_waits and (self._in_group or self._room >= GROUP_WORDS):
             if not self._in_group:
                 self._room -= GROUP_WORDS
             self._in_group = (self._in_group + 1) % self._group_bursts

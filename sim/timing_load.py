@@ -15,7 +15,7 @@ from twillcore.sim.transfer import burst_lengths, run_bytes, unit_bytes
 from twillcore.timing import ActivationSlot
 
 IN_FLIGHT = 8  # instructions that may be accepted and not retired
-CHECK_CYCLES = 3  # from acceptance to the request
+CHECK_CYCLES = 4  # from acceptance to the request
 DIVISION_CYCLES = 16  # more for BITMAP
 
 

@@ -1,12 +1,15 @@
 """Counting what Yosys leaves, and what is said when it does not fit."""
 
+import re
+
 import pytest
 
 from twillcore.config import load_config
 from twillcore.errors import TwillcoreError
 from twillcore.fpga.parts import PARTS, Part, find_part
 from twillcore.fpga.resources import Report, _scope, count, resources, synthesise, usages
-from twillcore.fpga.target import to_rtlil, without_collisions
+from twillcore.fpga.target import to_rtlil, without_brackets, without_collisions
+from twillcore.hw.elementwise import Elementwise
 from twillcore.hw.multiplier import Multiplier
 
 TINY = load_config("tiny")
@@ -135,6 +138,14 @@ def test_old_data_need_not_be_read():
     assert without_collisions(cell("2'00", "2'00", 1)) == cell("2'00", "2'11", 1)
     for kept in (cell("1'1", "1'0", 1), cell("1'0", "1'0", 0), cell("0'0", "0'0", 1)):
         assert without_collisions(kept) == kept
+
+
+def test_no_wire_is_named_like_a_bit_of_another():
+    """With \\a[3] beside \\a, ABC9 connects the wrong widths, and Yosys fails."""
+    before = "wire width 8 \\a[3].b\n connect \\a[3].b { \\a [3] \\c[0][1] [7:0] }\n"
+    after = "wire width 8 \\a.3.b\n connect \\a.3.b { \\a [3] \\c.0.1 [7:0] }\n"
+    assert without_brackets(before) == after
+    assert not re.search(r"\\\S*\[", to_rtlil(Elementwise(TINY), "elementwise", "ecp5"))
 
 
 @pytest.mark.parametrize(("family", "block"), [("ecp5", "MULT18X18D"), ("xc7", "DSP48E1")])

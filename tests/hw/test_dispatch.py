@@ -29,18 +29,27 @@ def test_an_instruction_reaches_the_queue_of_its_engine_only(row):
     async def testbench(ctx):
         ctx.set(dut.enable, 1)
         ctx.set(dut.i.valid, 1)
+        o = dut.output(row.engine)
         for index in range(20):
             operands = {field.name: rng.randint(field.low, field.high) for field in row.operands}
             word = Instruction(row.opcode, operands, rng.getrandbits(5), rng.getrandbits(5))
             ctx.set(dut.i.payload, {"word": word.encode(), "index": index})
+            assert ctx.get(dut.i.ready)  # the one before it leaves in this cycle
+            await ctx.tick()
+            ctx.set(dut.i.payload, {"word": rng.getrandbits(256), "index": 77})
+            ctx.set(o.ready, 0)
+            for _ in range(rng.randrange(3)):  # the queue is full
+                assert not ctx.get(dut.i.ready)
+                await ctx.tick()
             assert outputs(ctx, dut) == {row.engine}
-            assert ctx.get(dut.output(row.engine).p.word) == word.encode()
-            assert ctx.get(dut.output(row.engine).p.index) == index
-            for ready in (0, 1):
-                ctx.set(dut.output(row.engine).ready, ready)
-                assert ctx.get(dut.i.ready) == ready
+            assert ctx.get(o.p.word) == word.encode()
+            assert ctx.get(o.p.index) == index
             assert not ctx.get(dut.error.valid)
             assert not ctx.get(dut.halt)
+            ctx.set(o.ready, 1)
+        ctx.set(dut.i.valid, 0)
+        await ctx.tick()
+        assert outputs(ctx, dut) == set()
 
     simulate(dut, testbench)
 
@@ -82,14 +91,19 @@ def test_illegal_instructions_stop_the_machine(word, config):
         ctx.set(dut.enable, 1)
         ctx.set(dut.idle, 1)
         ctx.set(dut.i.payload, {"word": word, "index": 33})
+        await ctx.tick()
         assert not ctx.get(dut.error.valid)
         ctx.set(dut.i.valid, 1)
-        assert ctx.get(dut.error.valid)
-        assert ctx.get(dut.error.cause) == Cause.ILLEGAL_INSTRUCTION
-        assert ctx.get(dut.error.index) == 33
-        assert outputs(ctx, dut) == set()
-        assert not ctx.get(dut.i.ready)
-        assert not ctx.get(dut.halt)
+        await ctx.tick()
+        ctx.set(dut.i.payload, {"word": instruction(Opcode.GEMM), "index": 34})
+        for _ in range(3):
+            assert ctx.get(dut.error.valid)
+            assert ctx.get(dut.error.cause) == Cause.ILLEGAL_INSTRUCTION
+            assert ctx.get(dut.error.index) == 33
+            assert outputs(ctx, dut) == set()
+            assert not ctx.get(dut.i.ready)
+            assert not ctx.get(dut.halt)
+            await ctx.tick()
 
     simulate(dut, testbench)
 
@@ -101,28 +115,33 @@ def test_halt_waits_for_everybody():
         ctx.set(dut.enable, 1)
         ctx.set(dut.i.valid, 1)
         ctx.set(dut.i.payload, {"word": instruction(Opcode.HALT), "index": 1})
+        assert ctx.get(dut.i.ready)
+        await ctx.tick()
         assert not ctx.get(dut.halt)
         assert not ctx.get(dut.i.ready)
         ctx.set(dut.idle, 1)
         assert ctx.get(dut.halt)
-        assert ctx.get(dut.i.ready)
+        assert not ctx.get(dut.i.ready)  # nothing behind it
+        ctx.set(dut.enable, 0)
+        assert not ctx.get(dut.halt)
 
     simulate(dut, testbench)
 
 
-def test_nothing_moves_while_the_machine_stands():
+@pytest.mark.parametrize("row", ISA.values(), ids=lambda row: row.opcode.name)
+def test_nothing_moves_while_the_machine_stands(row):
     dut = Dispatch(TINY)
 
     async def testbench(ctx):
         ctx.set(dut.idle, 1)
+        if row.engine is not None:
+            ctx.set(dut.output(row.engine).ready, 1)
         ctx.set(dut.i.valid, 1)
-        for row in ISA.values():
-            ctx.set(dut.i.payload, {"word": instruction(row.opcode), "index": 1})
-            if row.engine is not None:
-                ctx.set(dut.output(row.engine).ready, 1)
-            assert outputs(ctx, dut) == set()
-            assert not ctx.get(dut.i.ready)
-            assert not ctx.get(dut.halt)
-            assert not ctx.get(dut.error.valid)
+        ctx.set(dut.i.payload, {"word": instruction(row.opcode), "index": 1})
+        await ctx.tick()
+        assert not ctx.get(dut.i.ready)
+        assert outputs(ctx, dut) == set()
+        assert not ctx.get(dut.halt)
+        assert not ctx.get(dut.error.valid)
 
     simulate(dut, testbench)

@@ -230,8 +230,8 @@ def test_latency():
     bench = Bench(TINY, bytearray(MEMORY_BYTES))
     bench.run([load(count=1)])
     assert bench.starts == [0]
-    assert bench.dram.reads == [(5, 1, BASE, 1)]
-    assert bench.beats == [5 + Dram().latency]
+    assert bench.dram.reads == [(6, 1, BASE, 1)]
+    assert bench.beats == [6 + Dram().latency]
     assert bench.ends == [bench.beats[0] + 2]
 
 

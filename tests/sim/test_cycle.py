@@ -55,9 +55,9 @@ def test_results_are_those_of_the_functional_engine():
 
 
 def test_a_program_of_halt_alone_takes_the_latency_of_its_fetch():
-    # Address in cycle 1, on the bus in 2, a word of four beats, DISPATCH in the next cycle.
+    # Address in cycle 1, on the bus in 2, a word of four beats, two cycles to DISPATCH's register.
     for latency in (1, 40):
-        assert run(Program(), latency=latency).cycles == 2 + latency + 3 + 1 + 1
+        assert run(Program(), latency=latency).cycles == 2 + latency + 3 + 2 + 1
 
 
 def test_time_grows_with_latency_and_with_slower_beats():
@@ -69,13 +69,13 @@ def test_time_grows_with_latency_and_with_slower_beats():
     assert run(program, beat_cycles=3).cycles > 3 * 100 * TINY.word_bytes // TINY.axi_bytes
 
 
-def test_a_token_is_taken_in_the_cycle_after_it_is_given():
+def test_a_token_is_taken_two_cycles_after_it_is_given():
     program = Program()
     program.place(1 << 12)
     first, then = load(program), elementwise(program)
     program.depend(first, then)
     result = run(program)
-    assert result.spans[then].start == result.spans[first].end + 1
+    assert result.spans[then].start == result.spans[first].end + 2
     assert result.counters["vector"]["wait_load"] > 0
 
 
