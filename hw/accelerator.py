@@ -9,7 +9,7 @@ from twillcore.config import ADDRESS_BITS, Config
 from twillcore.hw.activation_memory import ActivationMemory
 from twillcore.hw.axi import axi4, axi4_read, axi4_write
 from twillcore.hw.axi_lite import axi4_lite
-from twillcore.hw.dispatch import Dispatch, present_engines
+from twillcore.hw.dispatch import Dispatch
 from twillcore.hw.fetch import Fetch
 from twillcore.hw.gemm import GemmEngine
 from twillcore.hw.issue import Issue
@@ -72,7 +72,7 @@ class Accelerator(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        present = present_engines(self.config)
+        present = self.config.engines
 
         m.submodules.registers = bank = Registers()
         wiring.connect(m, wiring.flipped(self.s_axi), bank.bus)

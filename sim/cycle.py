@@ -282,8 +282,7 @@ class Timeline:
 
     def counters(self) -> dict[str, dict[str, int]]:
         """Return, for every engine, how many cycles each counter of ``hw`` counted."""
-        present = [e for e in Engine if e is not Engine.MOVE or self.config.operand_depth]
-        return {engine.name.lower(): self._counters(engine) for engine in present}
+        return {engine.name.lower(): self._counters(engine) for engine in self.config.engines}
 
     def _counters(self, engine: Engine) -> dict[str, int]:
         queue = self._queues[engine]

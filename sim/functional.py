@@ -20,7 +20,6 @@ from twillcore.isa import (
     WORD_BYTES,
     Cause,
     ElementwiseOp,
-    Engine,
     Function,
     Instruction,
     Memory,
@@ -115,12 +114,9 @@ def decode_program(image: Image) -> list[Instruction]:
 
 def _missing(i: Instruction, config: Config) -> str:
     """Return what an instruction needs and the configuration lacks, empty if nothing."""
-    if i.opcode == Opcode.HALT:
-        return ""
-    if i.opcode == Opcode.LAYER_NORM and not config.norm_depth:
-        return "norm memory"
-    present = sum(1 << e for e in Engine if e != Engine.MOVE or config.operand_depth)
-    if ((1 << i.engine) | i.wait | i.signal) & ~present:
+    if i.opcode not in config.opcodes:
+        return "such instruction"
+    if (i.wait | i.signal) & ~sum(1 << engine for engine in config.engines):
         return "such engine"
     return ""
 
