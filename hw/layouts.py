@@ -54,3 +54,8 @@ def weight_row(config: Config) -> data.StructLayout:
 def operand_row(config: Config) -> data.ArrayLayout:
     """One row of the operand memory: an int8 per column."""
     return data.ArrayLayout(signed(8), config.dsp_columns)
+
+
+def plane_row(config: Config) -> data.ArrayLayout:
+    """One row of the LUT core's weight memory: a bit per column and position of the block."""
+    return data.ArrayLayout(unsigned(config.block), config.lut_columns)

@@ -13,6 +13,7 @@ from twillcore.isa import Cause, Function, Opcode
 BEAT = data.StructLayout({
     "valid": 1,  # a beat is issued
     "load": 1,  # first beat of a block: hold the activation word
+    "block_end": 1,  # last beat of a block
     "clear": 1,  # first beat of a tile: forget the sums of the one before
     "finish": 1,  # last beat of a tile that is drained: hand the sums to the shadow
     "operand": 1,  # the row comes from the operand memory
@@ -252,6 +253,7 @@ class Sequencer(wiring.Component):
             self.operand.enable.eq(issue & now.operand & ~row_fault),
             self.beat.valid.eq(issue),
             self.beat.load.eq(load),
+            self.beat.block_end.eq(last_beat),
             self.beat.clear.eq(first_tile_beat & ~now.accumulate),
             self.beat.finish.eq(finish),
             self.beat.operand.eq(now.operand),
