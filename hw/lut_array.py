@@ -12,7 +12,7 @@ _PLANES = 8  # of the widest weight
 _MUX = 4  # columns that share a multiplexer in front of the output: what a 6-input LUT selects from
 
 
-def stages(block: int) -> int:
+def plane_cycles(block: int) -> int:
     """Return how many cycles it takes to add up one plane of a block: one per pair of positions."""
     return block // 2
 
@@ -54,8 +54,8 @@ class LutArray(wiring.Component):
 
     def __init__(self, config: Config):
         self._config = config
-        self.beat_to_sum = 5 + stages(config.block)
-        self.beat_to_shadow = 8 + stages(config.block)
+        self.beat_to_sum = 5 + plane_cycles(config.block)
+        self.beat_to_shadow = 8 + plane_cycles(config.block)
         super().__init__({
             "beat": In(BEAT),
             "activation": In(activation_word(config)),
@@ -68,7 +68,7 @@ class LutArray(wiring.Component):
         m = Module()
         config = self._config
         lanes, columns, bits = config.lanes, config.lut_columns, config.accumulator_bits
-        pairs = stages(config.block)
+        pairs = plane_cycles(config.block)
         growth = config.block.bit_length() - 1
         plane_bits = 8 + growth  # -128 * block .. 127 * block
         block_bits = plane_bits + _PLANES  # up to 128 * 128 * block, itself included
