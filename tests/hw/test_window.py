@@ -9,7 +9,7 @@ import pytest
 from twillcore.config import PRESETS
 from twillcore.hw.sequencer import Sequencer
 from twillcore.hw.window import Window
-from twillcore.isa import ISA, TAP, Cause, Instruction, Opcode
+from twillcore.isa import ISA, TAP, Instruction, Opcode
 from twillcore.sim.bench import simulate
 from twillcore.timing import window_cycles
 
@@ -83,8 +83,9 @@ class Case:
             pitch = -(-width // unit) * unit
         values = {
             "width": width, "height": height, "kernel": kernel, "padding": padding,
-            "dilation": int(rng.integers(1, 4)), "stride": stride, "blocks": int(rng.integers(1, 4)),
-            "pitch": pitch, "out_pitch": out_pitch, "first_line": int(rng.integers(0, 4)),
+            "dilation": int(rng.integers(1, 4)), "stride": stride,
+            "blocks": int(rng.integers(1, 4)), "first_line": int(rng.integers(0, 4)),
+            "pitch": pitch, "out_pitch": out_pitch,
             "row_tiles": int(rng.integers(1, 8)), "beats": int(rng.integers(1, 4)),
             "column_tiles": int(rng.integers(1, 3)), "columns_inner": int(rng.integers(0, 2)),
             "origin": int(rng.choice([1000, -10, DEPTH - 20])), "a": int(rng.integers(990, 1010)),
@@ -110,9 +111,11 @@ class Case:
         for dy, dx in self.taps():
             first = (self.first_line * self.stride + dy) * self.pitch + dx
             second = first + (2 * self.pitch if self.two_lines else self.lanes)
+            base = self.origin - self.a
             entries.append(encode_tap(
-                offset=first // self.lanes * self.blocks + self.origin - self.a, rotate=first % self.lanes, dx=dx, dy=dy,
-                second_offset=second // self.lanes * self.blocks + self.origin - self.a,
+                offset=base + first // self.lanes * self.blocks, rotate=first % self.lanes,
+                dx=dx, dy=dy,
+                second_offset=base + second // self.lanes * self.blocks,
                 second_rotate=second % self.lanes,
             ))  # fmt: skip
         return entries
@@ -151,8 +154,9 @@ class Case:
         x = pixel % self.out_pitch * self.stride
         words = []
         for column, (dy, dx) in itertools.product(range(self.column_tiles), self.taps()):
-            inside = (0 <= x + dx) & (x + dx < self.width) & (0 <= y + dy) & (y + dy < self.height)
-            source = np.where(inside, (y + dy) * self.pitch + x + dx, 0)
+            at_x, at_y = x + dx, y + dy
+            inside = (at_x >= 0) & (at_x < self.width) & (at_y >= 0) & (at_y < self.height)
+            source = np.where(inside, at_y * self.pitch + at_x, 0)
             for block in range(self.blocks):
                 address = self.origin + source // lanes * self.blocks + block + 7 * column
                 counts = inside & (address >= 0) & (address < DEPTH)
