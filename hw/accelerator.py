@@ -80,7 +80,7 @@ class Accelerator(wiring.Component):
             bank.control[field.offset] for field in registers.REGISTERS["CONTROL"].fields
         )
 
-        control = RunControl()
+        control = RunControl(present)
         engines = {
             engine: component(self.config)
             for engine, component in _ENGINES.items()
