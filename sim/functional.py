@@ -246,6 +246,7 @@ class _Machine:
     def window(self, i: Instruction) -> None:
         require(i["stride"] in (1, 2), "stride is not 1 or 2")
         require(min(i["taps"], i["pitch"]) > 0, "no taps or no pitch")
+        require(i["tap"] + i["taps"] <= self.config.tap_depth, "taps beyond the tap memory")
         self.windows[i.engine] = i
 
     def gemm(self, i: Instruction) -> None:
