@@ -25,6 +25,7 @@ class Part(enum.IntEnum):
     DRAIN = 4  # of GEMM
     VECTOR = 5
     MOVE = 6
+    LUT = 7
 
     @property
     def domain(self) -> str:

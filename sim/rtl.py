@@ -16,7 +16,6 @@ from twillcore.cache import cache_folder, content_key, source_key
 from twillcore.config import Config
 from twillcore.dram import Dram
 from twillcore.errors import TwillcoreError
-from twillcore.hw.dispatch import present_engines
 from twillcore.hw.verilog import MODULE, to_verilog
 from twillcore.image import Image
 from twillcore.isa import Cause, Engine
@@ -404,5 +403,5 @@ def _counters(library, machine, config: Config) -> dict[str, dict[str, int]]:
             counter.name.lower(): library.read(machine, counter_offset(engine, counter))
             for counter in Counter
         }
-        for engine in present_engines(config)
+        for engine in config.engines
     }
