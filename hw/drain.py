@@ -119,7 +119,7 @@ class Drain(wiring.Component):
         value = pipe.delay(18, signed(16), value, 3, "value")
         writing = self._write(m, pipe, tile, value, narrow)
         columns = Cat(stage.valid for stage in pipe.stage).any()
-        loads = self.table.enable if config.function_table else 0
+        loads = self.table.enable if self._config.function_table else 0
         awake_while(m, platform, self.awake, waiting | columns | writing | loads)
         return m
 
