@@ -28,6 +28,7 @@ class Tensor:
     bits: int
     scale: float
     channel_shift: Ints | None = None  # int, one per channel; None: all zero
+    grid: tuple[int, int] | None = None  # (height, width) if the rows are pixels, line by line
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -47,10 +48,13 @@ class Linear(Op):
     """``out = narrow(f(scale_accumulator(x @ weight.T, bias, multiplier, shift) + residual))``.
 
     x int8 (batch, rows, K); weight int8 (N, K) of which every aligned block of ``config.block``
-    inputs has at most ``beats`` non-zeros per output; residual, if any, int16 (batch, rows, N),
-    added by ``add_residual(.., residual_shift)``; function NONE, RELU or TABLE (``look_up`` in
+    inputs has at most ``beats`` non-zeros per output; residual, if any, int16 or int8 (batch, rows,
+    N), added by ``add_residual(.., residual_shift)``; function NONE, RELU or TABLE (``look_up`` in
     ``table``, 256 int16). An int16 output is written before, an int8 output after
     ``narrow(.., narrow_shift)``. bias, multiplier, shift and narrow_shift are (N,).
+
+    The last ``lut_channels`` outputs (a multiple of ``config.block``, or all) are computed by the
+    LUT core: their weights fit in ``lut_bits`` bits and need no sparsity.
     """
 
     x: str
@@ -65,6 +69,64 @@ class Linear(Op):
     residual_shift: int = 0
     function: Function = Function.NONE
     table: Ints | None = None
+    lut_channels: int = 0
+    lut_bits: int = 0
+
+
+@dataclass(frozen=True)
+class Conv(Op):
+    """As :class:`Linear` over windows: two-dimensional convolution of pixels.
+
+    x int8 (batch, height * width, C) with a grid; weight int8 (N, kernel height, kernel width,
+    C / groups). ``out[y, x, n]`` sums over ``x[y * stride + i * dilation - top, x * stride + j *
+    dilation - left, c] * weight[n, i, j, c]``, pixels outside the grid are 0; the size of the
+    output is that of its tensor's grid. ``padding`` is (top, left): more on the other sides follows
+    from the output's grid. With groups, output n reads channels from ``n // (N / groups) * (C /
+    groups)`` on. In the weights of one tap, every aligned block of ``config.block`` inputs has at
+    most ``beats`` non-zeros per output of the DSP core. Everything else as in Linear.
+    """
+
+    x: str
+    out: str
+    weight: NDArray[np.int8]
+    stride: int
+    padding: tuple[int, int]
+    dilation: int
+    groups: int
+    beats: int
+    bias: Ints
+    multiplier: Ints
+    shift: Ints
+    narrow_shift: Ints
+    residual: str | None = None
+    residual_shift: int = 0
+    function: Function = Function.NONE
+    table: Ints | None = None
+    lut_channels: int = 0
+    lut_bits: int = 0
+
+
+@dataclass(frozen=True)
+class MaxPool(Op):
+    """Maximum over windows of int8 x: ``kernel`` (height, width), the rest as in :class:`Conv`.
+
+    Pixels outside the grid do not count. Scales of x and out are the same.
+    """
+
+    x: str
+    out: str
+    kernel: tuple[int, int]
+    stride: int
+    padding: tuple[int, int]
+    dilation: int = 1
+
+
+@dataclass(frozen=True)
+class Concat(Op):
+    """Channels of ``parts``, one after the other; all int8, of one scale and one grid."""
+
+    parts: tuple[str, ...]
+    out: str
 
 
 @dataclass(frozen=True)
@@ -227,6 +289,7 @@ def reads(op: Op) -> Iterator[str]:
         tensor = getattr(op, name, None)
         if isinstance(tensor, str):
             yield tensor
+    yield from getattr(op, "parts", ())
 
 
 def writes(op: Op) -> Iterator[str]:

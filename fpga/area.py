@@ -48,7 +48,7 @@ def arrays() -> list[str]:
             say(f"array of {preset} on {family}, {'dense' if dense else 'N:M'}")
             try:
                 usage = array(config, family, dense)
-            except TwillcoreError as error:  # ABC9 of Yosys 0.70 gives up on some arrays on xc7
+            except TwillcoreError as error:
                 say(str(error))
                 lines.append(
                     f"| {config.lanes} x {config.dsp_columns} | {family}"

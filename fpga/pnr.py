@@ -14,14 +14,13 @@ from twillcore.cache import cache_folder, content_key
 from twillcore.config import Config
 from twillcore.errors import TwillcoreError
 from twillcore.fpga.parts import PARTS, Part
-from twillcore.fpga.resources import Report, cells_by_scope, usages
+from twillcore.fpga.resources import Report, cells_by_scope, split_before_luts, usages
 from twillcore.fpga.tools import ECPPACK, NEXTPNR, YOSYS, Progress, silent
 
 #: nextpnr's option per part.
 DEVICES = {"lfe5u-12f": "--12k", "lfe5u-25f": "--25k", "lfe5u-45f": "--45k", "lfe5u-85f": "--85k"}
 SPEEDS = (6, 7, 8)
 HARNESS = "harness"
-SYNTHESIS = "synth_ecp5 -top {top} -json {netlist}"
 
 #: What nextpnr's cells are called here.
 RESOURCES = {
@@ -100,7 +99,7 @@ def synthesise(source: str, top: str, progress: Progress = silent, *, options: s
     TwillcoreError
         If Yosys is missing or fails.
     """
-    command = SYNTHESIS.format(top=top, netlist="{netlist}") + (f" {options}" if options else "")
+    command = split_before_luts(f"synth_ecp5 -top {top} {options}".rstrip()) + "; write_json "
     folder = cache_folder() / "pnr" / content_key(source, command, YOSYS.version)
     netlist = folder / "netlist.json"
     if netlist.exists():
@@ -112,7 +111,7 @@ def synthesise(source: str, top: str, progress: Progress = silent, *, options: s
     part = netlist.with_suffix(".part")
     read = "read_rtlil" if is_rtlil else "read_verilog -sv"
     YOSYS.run(
-        ["-p", f"{read} {file.name}; {command.format(netlist=part.name)}"],
+        ["-p", f"{read} {file.name}; {command}{part.name}"],
         folder / "yosys.log",
         progress,
     )

@@ -32,7 +32,7 @@ def machine_error(read: Read, image: Image) -> MachineError:
 
 def counters(read: Read, config: Config) -> dict[str, dict[str, int]]:
     """Return the performance counters of every engine that the configuration has."""
-    present = [engine for engine in Engine if engine is not Engine.MOVE or config.operand_depth]
+    present = config.engines
     return {
         engine.name.lower(): {
             counter.name.lower(): read(f"{engine.name}_{counter.name}") for counter in Counter

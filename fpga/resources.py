@@ -12,12 +12,23 @@ from twillcore.errors import TwillcoreError
 from twillcore.fpga.parts import FAMILY_BLOCKS, Part
 from twillcore.fpga.tools import YOSYS, Progress, silent
 
+
+def split_before_luts(command: str) -> str:
+    """Return synthesis ``command`` with every vector cut into bits before it maps LUTs.
+
+    Without, ABC9 of Yosys 0.70 fails on some designs, the array among them: names that it makes of
+    vectors meet those of others.
+    """
+    return f"{command} -run begin:map_luts; splitnets; {command} -run map_luts:"
+
+
 #: Yosys commands per family. The design is flattened: what a part must hold is what is left after
-#: optimisation across modules, and names of cells still tell which module they came from.
+#: optimisation across modules, and names of cells still tell which module they came from. On Xilinx
+#: families shift registers stay flip-flops, since LUTs are what is scarce.
 SYNTHESIS = {
-    "xc7": "synth_xilinx -family xc7 -noiopad -flatten -top {top}",
-    "xcup": "synth_xilinx -family xcup -noiopad -flatten -top {top}",
-    "ecp5": "synth_ecp5 -top {top}",
+    "xc7": split_before_luts("synth_xilinx -family xc7 -noiopad -flatten -nosrl -top {top}"),
+    "xcup": split_before_luts("synth_xilinx -family xcup -noiopad -flatten -nosrl -top {top}"),
+    "ecp5": split_before_luts("synth_ecp5 -top {top}"),
     "ice40": "synth_ice40 -dsp -top {top}",
 }
 STAT = {"xc7": "-tech xilinx", "xcup": "-tech xilinx", "ecp5": "", "ice40": ""}

@@ -14,7 +14,7 @@ class Target:
     A board's own platform has ``device``, too.
     """
 
-    _DEVICES = {"ecp5": "LFE5U"}  # noqa: RUF012  only the start of the name is looked at
+    _DEVICES = {"ecp5": "LFE5U", "xc7": "XC7"}  # noqa: RUF012  only the start of the name is looked at
 
     def __init__(self, family: str):
         self.device = self._DEVICES.get(family, "")

@@ -9,11 +9,12 @@ from twillcore.config import ADDRESS_BITS, Config
 from twillcore.hw.activation_memory import ActivationMemory
 from twillcore.hw.axi import axi4, axi4_read, axi4_write
 from twillcore.hw.axi_lite import axi4_lite
-from twillcore.hw.dispatch import Dispatch, present_engines
+from twillcore.hw.clocks import Part, awake_while, clocked_by
+from twillcore.hw.dispatch import Dispatch
 from twillcore.hw.fetch import Fetch
 from twillcore.hw.gemm import GemmEngine
 from twillcore.hw.issue import Issue
-from twillcore.hw.layouts import INDEX_BITS, LANE_SCALE, operand_row, weight_row
+from twillcore.hw.layouts import INDEX_BITS, LANE_SCALE, operand_row, plane_row, weight_row
 from twillcore.hw.load import LoadEngine
 from twillcore.hw.move import MoveEngine
 from twillcore.hw.parameter_memory import ParameterMemory
@@ -69,10 +70,11 @@ class Accelerator(wiring.Component):
             "trace_start": Out(len(Engine)),
             "trace_end": Out(len(Engine)),
         })  # fmt: skip
+        self.awake = Signal(len(Part))  # of gated machines: twillcore.hw.clocks
 
     def elaborate(self, platform):
         m = Module()
-        present = present_engines(self.config)
+        present = self.config.engines
 
         m.submodules.registers = bank = Registers()
         wiring.connect(m, wiring.flipped(self.s_axi), bank.bus)
@@ -80,8 +82,15 @@ class Accelerator(wiring.Component):
             bank.control[field.offset] for field in registers.REGISTERS["CONTROL"].fields
         )
 
-        control = RunControl()
-        engines = {engine: _ENGINES[engine](self.config) for engine in present}
+        control = RunControl(present)
+        engines = {
+            engine: component(self.config)
+            for engine, component in _ENGINES.items()
+            if engine in present
+        }
+        components = dict(engines)
+        if Engine.LUT in present:
+            engines[Engine.LUT] = engines[Engine.GEMM].lut
         issues = {engine: Issue(self.config) for engine in present}
         fetch, dispatch = Fetch(self.config), Dispatch(self.config)
         read_port = ReadPort(self.config)
@@ -91,13 +100,17 @@ class Accelerator(wiring.Component):
             ("control", control),
             ("fetch", fetch),
             ("read_port", read_port),
-            *((engine.name.lower(), unit) for engine, unit in engines.items()),
         ):
             m.submodules[name] = ResetInserter(reset)(component)
+        for engine, unit in components.items():
+            inner = {Part.DRAIN.domain: reset, Part.LUT.domain: reset}  # of GEMM
+            unit = ResetInserter({"sync": reset} | inner)(unit)
+            m.submodules[engine.name.lower()] = clocked_by(Part[engine.name], unit, platform)
         for engine, issue in issues.items():
             # Tokens that one program leaves behind are not the next one's, nor is its HALT.
-            fresh = ResetInserter(reset | control.begin)
-            m.submodules[f"{engine.name.lower()}_issue"] = fresh(issue)
+            fresh = ResetInserter(reset | control.begin)(issue)
+            fresh = clocked_by(Part.ISSUE, fresh, platform)
+            m.submodules[f"{engine.name.lower()}_issue"] = fresh
         m.submodules.dispatch = ResetInserter(reset | control.begin)(dispatch)
 
         m.d.comb += [
@@ -120,6 +133,13 @@ class Accelerator(wiring.Component):
         self._join_memories(m, control, engines)
         self._join_errors(m, control, fetch, dispatch, engines, issues)
         self._join_registers(m, bank, control, engines, issues)
+        awake = {Part[engine.name]: unit.awake for engine, unit in components.items()}
+        awake[Part.DRAIN] = engines[Engine.GEMM].drain_awake
+        if Engine.LUT in present:
+            awake[Part.LUT] = engines[Engine.GEMM].lut_awake
+        awake[Part.ISSUE] = Cat(issue.awake for issue in issues.values()).any() | control.begin
+        for part, works in awake.items():
+            awake_while(m, platform, self.awake[part], works | reset)
         return m
 
     def _join_engine(self, m, engine, unit, issues, dispatch, control):
@@ -152,13 +172,10 @@ class Accelerator(wiring.Component):
 
     def _join_memories(self, m, control, engines):
         config = self.config
-        load, store, gemm, vector = (
-            engines[engine] for engine in (Engine.LOAD, Engine.STORE, Engine.GEMM, Engine.VECTOR)
-        )
-        move = engines.get(Engine.MOVE)
+        load, store, gemm = (engines[e] for e in (Engine.LOAD, Engine.STORE, Engine.GEMM))
+        vector, move = (engines.get(e) for e in (Engine.VECTOR, Engine.MOVE))
 
         m.submodules.activation_memory = activation = ActivationMemory(config)
-        m.submodules.wide_memory = wide = WideMemory(config)
         m.submodules.weight_memory = weight = TwoPortMemory(
             ADDRESS_BITS, weight_row(config), config.weight_depth
         )
@@ -166,39 +183,56 @@ class Accelerator(wiring.Component):
         m.submodules.parameter_memory = parameter = ParameterMemory(
             config.parameter_depth, entries_per_beat
         )
-        m.submodules.row_maximum_memory = row_maximum = TwoPortMemory(
-            LANE_ADDRESS_BITS, data.ArrayLayout(signed(16), config.lanes), config.lane_depth
-        )
-        m.submodules.lane_scale_memory = lane_scale = TwoPortMemory(
-            LANE_ADDRESS_BITS, data.ArrayLayout(LANE_SCALE, config.lanes), config.lane_depth
-        )
-        m.d.comb += [activation.phase.eq(control.phase), wide.phase.eq(control.phase)]
+        m.d.comb += activation.phase.eq(control.phase)
 
         joints = [
             (gemm.activation, activation.gemm_read),
+            (gemm.activation_read, activation.drain_read),
             (gemm.activation_write, activation.drain_write),
             (load.activation_write, activation.load_write),
-            (vector.activation_write, activation.vector_write),
-            (vector.activation_read_a, activation.vector_read_a),
-            (vector.activation_read_b, activation.vector_read_b),
             (store.activation_read, activation.store_read),
-            (gemm.wide_read, wide.drain_read),
-            (gemm.wide_write, wide.drain_write),
-            (load.wide_write, wide.load_write),
-            (vector.wide_write, wide.vector_write),
-            (vector.wide_read_a, wide.vector_read_a),
-            (vector.wide_read_b, wide.vector_read_b),
-            (store.wide_read, wide.store_read),
             (load.weight_write, weight.write),
             (gemm.weight, weight.read),
             (load.parameter_write, parameter.write),
             (gemm.parameter, parameter.read),
-            (load.table_write, gemm.table),
-            (gemm.row_maximum, row_maximum.write),
-            (vector.row_maximum, row_maximum.read),
-            (vector.lane_scale, lane_scale.write),
-            (gemm.lane_scale, lane_scale.read),
         ]
+        if config.function_table:
+            joints.append((load.table_write, gemm.table))
+        if vector is not None:
+            m.submodules.wide_memory = wide = WideMemory(config)
+            m.submodules.row_maximum_memory = row_maximum = TwoPortMemory(
+                LANE_ADDRESS_BITS, data.ArrayLayout(signed(16), config.lanes), config.lane_depth
+            )
+            m.submodules.lane_scale_memory = lane_scale = TwoPortMemory(
+                LANE_ADDRESS_BITS, data.ArrayLayout(LANE_SCALE, config.lanes), config.lane_depth
+            )
+            m.d.comb += wide.phase.eq(control.phase)
+            joints += [
+                (vector.activation_write, activation.vector_write),
+                (vector.activation_read_a, activation.vector_read_a),
+                (vector.activation_read_b, activation.vector_read_b),
+                (gemm.wide_read, wide.drain_read),
+                (gemm.wide_write, wide.drain_write),
+                (load.wide_write, wide.load_write),
+                (vector.wide_write, wide.vector_write),
+                (vector.wide_read_a, wide.vector_read_a),
+                (vector.wide_read_b, wide.vector_read_b),
+                (store.wide_read, wide.store_read),
+                (gemm.row_maximum, row_maximum.write),
+                (vector.row_maximum, row_maximum.read),
+                (vector.lane_scale, lane_scale.write),
+                (gemm.lane_scale, lane_scale.read),
+            ]
+        if config.lut_columns:
+            m.submodules.lut_weight_memory = lut_weight = TwoPortMemory(
+                ADDRESS_BITS, plane_row(config), config.lut_weight_depth
+            )
+            joints += [
+                (load.lut_weight_write, lut_weight.write),
+                (gemm.lut_weight, lut_weight.read),
+            ]
+        if config.tap_depth:
+            joints.append((load.tap_write, gemm.tap_write))
         if config.norm_depth:
             m.submodules.norm_memory = norm = ParameterMemory(config.norm_depth, entries_per_beat)
             joints += [(load.norm_write, norm.write), (vector.norm, norm.read)]

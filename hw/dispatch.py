@@ -10,22 +10,6 @@ from twillcore.hw.ports import ERROR
 from twillcore.isa import ENGINE_BITS, ISA, Cause, Engine, Opcode
 
 
-def present_engines(config: Config) -> tuple[Engine, ...]:
-    """Return the engines that the configuration has."""
-    return tuple(e for e in Engine if e is not Engine.MOVE or config.operand_depth)
-
-
-def legal_opcodes(config: Config) -> tuple[Opcode, ...]:
-    """Return the instructions that the configuration can execute."""
-    engines = present_engines(config)
-    return tuple(
-        row.opcode
-        for row in ISA.values()
-        if (row.engine is None or row.engine in engines)
-        and (row.opcode is not Opcode.LAYER_NORM or config.norm_depth)
-    )
-
-
 class Dispatch(wiring.Component):
     """Route instructions to the queues of their engines, in program order.
 
@@ -49,8 +33,8 @@ class Dispatch(wiring.Component):
     """
 
     def __init__(self, config: Config):
-        self._engines = present_engines(config)
-        self._opcodes = legal_opcodes(config)
+        self._engines = config.engines
+        self._opcodes = config.opcodes
         super().__init__(
             {
                 "enable": In(1),

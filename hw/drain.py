@@ -8,19 +8,32 @@ from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
 
 from twillcore.config import FRAME_CYCLES, Config
+from twillcore.hw.clocks import awake_while
 from twillcore.hw.layouts import LANE_SCALE, PARAMETER_LAYOUT, activation_word, wide_word
+from twillcore.hw.lut_array import beat_to_shadow
 from twillcore.hw.multiplier import multiply_wide
 from twillcore.hw.ports import PHASE_BITS, read_port, write_port
 from twillcore.hw.sequencer import TILE
 from twillcore.isa import Function
 from twillcore.numerics import TABLE_ENTRIES, TABLE_FRACTION_BITS, TABLE_INPUT_BITS
-from twillcore.timing import ActivationSlot, WideReadSlot, WideWriteSlot
+from twillcore.timing import ActivationSlot, WideReadSlot, WideWriteSlot, window_cycles
 
 
 def table_port(config: Config):
     """Return the port through which LOAD writes function tables: 4 entries per 64 bits of bus."""
     entries = 4 * max(1, config.axi_data_bits // 64)
     return write_port(ceil_log2(TABLE_ENTRIES // entries), data.ArrayLayout(signed(16), entries))
+
+
+def drain_source(config: Config):
+    """Return what a core and the drain say to each other, seen from the core."""
+    return wiring.Signature({
+        "tile": Out(wiring.Signature({"valid": Out(1), "payload": Out(TILE)})),
+        "release": In(1),
+        "column": Out(data.ArrayLayout(signed(config.accumulator_bits), config.lanes)),
+        "shift": In(1),
+        "done": In(1),
+    })  # fmt: skip
 
 
 class Drain(wiring.Component):
@@ -30,62 +43,71 @@ class Drain(wiring.Component):
     ``look_up``, ``narrow``.
 
     A tile's drain starts in a cycle S with phase :attr:`START_PHASE`, at the earliest
-    :attr:`BEAT_TO_START` cycles after the last beat (in which ``tile`` is valid) and
-    ``dsp_columns`` cycles after the last start. From then on all is fixed: column c enters the
-    pipeline in cycle ``S + 2 + c`` (the array's ``shift``), residual word j is read in
-    ``S + 5 + j * block``, output word j is written in ``S + LATENCY + (j + 1) * block``, row maxima
-    in the cycle of the last word. ``done`` marks the last word of an instruction. START_PHASE is
-    such that reads and writes meet their slots. There is no backpressure: ``release`` says from
-    when on a tile may end.
+    :attr:`BEAT_TO_START` cycles after the last beat (``window_cycles`` before which ``tile`` is
+    valid) and as many cycles after the last start as that tile had columns. From then on all is
+    fixed: column c enters the pipeline in cycle ``S + 2 + c`` (the array's ``shift``), residual
+    word j is read in ``S + 5 + j * block`` (in the cycle before if it is narrow), output word j is
+    written in ``S + LATENCY + (j + 1) * block``, row maxima in the cycle of the last word. ``done``
+    marks the last word of an instruction. START_PHASE is such that reads and writes meet their
+    slots. There is no backpressure: ``release`` says from when on a tile may end.
+
+    With a LUT core there are two sources, whose tiles drain one at a time: of two that wait, the
+    one whose ``tile`` came first, of two that came in one cycle the DSP core's. A tile of the LUT
+    core starts :func:`twillcore.hw.lut_array.beat_to_shadow` - 2 cycles after its last beat at the
+    earliest. It keeps no row maxima, and does not disturb those of the other core.
 
     Members
     -------
     phase : In
     tile : In
-        Strobe with the description of a tile, in the cycle of its last beat.
+        Strobe with the description of a tile, in the step of its last beat.
     release : Out(1)
-        The last beat of the next tile may be issued from the following cycle on.
+        The step of the next tile's last beat may be taken from the following cycle on.
     column, shift : In, Out
         The shadow of the array.
-    parameter, lane_scale, wide_read : Out(read_port)
+    parameter, lane_scale, wide_read, activation_read : Out(read_port)
     activation_write, wide_write, row_maximum : Out(write_port)
     table : In(write_port)
         Function table; address and data in rows, see :func:`table_port`.
     done : Out(1)
+    lut : In(drain_source(config))
+        With a LUT core: its ``tile``, ``release``, ``column``, ``shift`` and ``done``.
     """
 
-    BEAT_TO_START = 5
+    BEAT_TO_START = 9
     START_PHASE = 3
     LATENCY = 21  # from a column's cycle in the tile to its place in the output word
 
     def __init__(self, config: Config):
         self._config = config
         lanes = config.lanes
-        super().__init__({
+        source = drain_source(config)
+        self._to_start = [self.BEAT_TO_START]
+        if config.lut_columns:
+            self._to_start.append(beat_to_shadow(config.block) - 2)
+        super().__init__(dict(source.flip().members) | {
             "phase": In(PHASE_BITS),
-            "tile": In(wiring.Signature({"valid": Out(1), "payload": Out(TILE)})),
-            "release": Out(1),
-            "column": In(data.ArrayLayout(signed(config.accumulator_bits), lanes)),
-            "shift": Out(1),
             "parameter": Out(read_port(16, PARAMETER_LAYOUT)),
             "lane_scale": Out(read_port(10, data.ArrayLayout(LANE_SCALE, lanes))),
             "wide_read": Out(read_port(16, wide_word(config))),
+            "activation_read": Out(read_port(16, activation_word(config))),
             "activation_write": Out(write_port(16, activation_word(config))),
             "wide_write": Out(write_port(16, wide_word(config))),
             "row_maximum": Out(write_port(10, data.ArrayLayout(signed(16), lanes))),
             "table": In(table_port(config)),
-            "done": Out(1),
-        })  # fmt: skip
+        } | ({"lut": In(source)} if config.lut_columns else {}))  # fmt: skip
+        self.awake = Signal()  # of gated machines: twillcore.hw.clocks
 
     def elaborate(self, platform):
         m = Module()
         # What START_PHASE is for.
+        assert (self.START_PHASE + 4) % FRAME_CYCLES == ActivationSlot.DRAIN_READ
         assert (self.START_PHASE + 5) % FRAME_CYCLES == WideReadSlot.DRAIN_READ
         for slot in (ActivationSlot.DRAIN_WRITE, WideWriteSlot.DRAIN_WRITE):
             assert slot == (self.START_PHASE + self.LATENCY) % FRAME_CYCLES
 
         pipe = _Pipeline(m, self._config, self.LATENCY)
-        tile = self._schedule(m, pipe.stage[0])
+        tile, waiting = self._schedule(m, pipe.stage[0])
         scaled, narrow_shift = self._scale(m, platform, pipe)
         residual = self._residual(m, pipe, tile)
         total = [a + b for a, b in zip(scaled, residual, strict=True)]
@@ -95,59 +117,108 @@ class Drain(wiring.Component):
         value = self._function(m, pipe, total, saturated)
         narrow = self._narrow(m, pipe, value, narrow_shift)
         value = pipe.delay(18, signed(16), value, 3, "value")
-        self._write(m, pipe, tile, value, narrow)
+        writing = self._write(m, pipe, tile, value, narrow)
+        columns = Cat(stage.valid for stage in pipe.stage).any()
+        loads = self.table.enable if config.function_table else 0
+        awake_while(m, platform, self.awake, waiting | columns | writing | loads)
         return m
 
+    def _sources(self):
+        """Return what the cores are connected to: the DSP core's, and the LUT core's if any."""
+        return [self, self.lut] if self._config.lut_columns else [self]
+
+    def _columns(self, m, begin, new_tile, name):
+        """Count the columns of a tile from the cycle after ``begin`` on.
+
+        Returns active, column, last_column and the tile.
+        """
+        tile = Signal(TILE, name=name)
+        active = Signal(name=f"{name}_active")
+        columns = max(self._config.dsp_columns, self._config.lut_columns)
+        column = Signal(range(columns), name=f"{name}_column")
+        last_column = Signal(name=f"{name}_last_column")
+        m.d.comb += last_column.eq(column == tile.last_drained)
+        with m.If(active):
+            m.d.sync += [column.eq(column + 1), active.eq(~last_column)]
+        with m.If(begin):
+            m.d.sync += [active.eq(1), column.eq(0), tile.eq(new_tile)]
+        return active, column, last_column, tile
+
     def _schedule(self, m, control):
-        """Start tiles in their phase; drive the ``control`` of stage 0, return its tile."""
+        """Start tiles in their phase; drive the ``control`` of stage 0.
+
+        Returns its tile, and whether another one comes or waits.
+        """
         config = self._config
 
-        # One tile may wait while the one before drains.
-        waiting = Signal()
-        waiting_tile = Signal(TILE)
-        settled = Signal(range(self.BEAT_TO_START))  # cycles until the tile may start
-        tile = Signal(TILE)  # the tile whose columns enter
-        active = Signal()
-        column = Signal(range(config.dsp_columns))
+        # One tile of each source may wait while the one before drains.
+        sources = self._sources()
+        count = range(len(sources))
+        lut_first = Signal()  # of two that wait
+        soon = [Signal(name=f"soon_{n}") for n in count]  # two cycles before S
+        starts = [Signal(name=f"start_{n}") for n in count]  # in the cycle before S
+        waiting = [Signal(name=f"waiting_{n}") for n in count]
+        waiting_tile = [Signal(TILE, name=f"waiting_tile_{n}") for n in count]
+        start = Cat(starts).any()
+        start_tile = Signal(TILE)
+        m.d.comb += start_tile.eq(Mux(starts[-1], waiting_tile[-1], waiting_tile[0]))
+        active, column, last_column, tile = self._columns(m, start, start_tile, "tile")
+        if len(sources) > 1:
+            with m.If(sources[0].tile.valid):
+                m.d.sync += lut_first.eq(waiting[1] & ~starts[1])
+            with m.Elif(sources[1].tile.valid):
+                m.d.sync += lut_first.eq(0)
+            mine = [~(waiting[1] & lut_first), ~waiting[0] | lut_first]
+        else:
+            mine = [Const(1)]
+        for n, (source, to_start) in enumerate(zip(sources, self._to_start, strict=True)):
+            settled = Signal(range(to_start), name=f"settled_{n}")  # cycles until soon may say so
+            # A last beat ``to_start`` cycles before the end of the drain has its sums on the way to
+            # the column just after the last of the tile before. That may be before S: then, as
+            # early as it is known that there will be a drain.
+            assert to_start % config.block, "the cycle before S would have to release, too"
+            early = waiting_tile[n].last_drained < to_start
+            m.d.sync += starts[n].eq(soon[n])
+            m.d.comb += [
+                soon[n].eq(
+                    waiting[n]
+                    & mine[n]
+                    & (settled == 0)
+                    & (self.phase == self.START_PHASE - 2)
+                    & (~active | (column == tile.last_drained - 1))
+                ),
+                source.release.eq(
+                    (soon[n] & early)
+                    | (active & (tile.lut == n) & (column == tile.last_drained - to_start))
+                ),
+            ]
+            with m.If(settled != 0):
+                m.d.sync += settled.eq(settled - 1)
+            with m.If(starts[n]):
+                m.d.sync += waiting[n].eq(0)
+            with m.If(source.tile.valid):
+                m.d.sync += [
+                    waiting[n].eq(1),
+                    waiting_tile[n].eq(source.tile.payload),
+                    settled.eq(to_start - 3),
+                ]
+        working = Cat(*waiting, *(source.tile.valid for source in sources), active).any()
+        begin, begin_tile = start, start_tile
+        if window_cycles(config):
+            # Until here all cycles are those of steps; the columns come a frame later.
+            assert window_cycles(config) == FRAME_CYCLES
+            begin = active & (column == FRAME_CYCLES - 1)
+            begin_tile = tile
+            active, column, last_column, tile = self._columns(m, begin, tile, "later_tile")
         parameter = Signal(16)
-        last_column = Signal()
-        start = Signal()  # in the cycle before S
         m.d.comb += [
-            last_column.eq(column == config.dsp_columns - 1),
-            start.eq(
-                waiting
-                & (settled == 0)
-                & (self.phase == self.START_PHASE - 1)
-                & (~active | last_column)
-            ),
-            # A last beat BEAT_TO_START cycles before the end of the drain has its sums in the
-            # shadow just after the shadow's last column has left.
-            self.release.eq(active & (column == config.dsp_columns - self.BEAT_TO_START - 1)),
             self.parameter.address.eq(parameter),
             self.parameter.enable.eq(active),
         ]
-        with m.If(settled != 0):
-            m.d.sync += settled.eq(settled - 1)
         with m.If(active):
-            m.d.sync += [
-                column.eq(column + 1),
-                parameter.eq(parameter + 1),
-                active.eq(~last_column),
-            ]
-        with m.If(start):
-            m.d.sync += [
-                waiting.eq(0),
-                active.eq(1),
-                column.eq(0),
-                tile.eq(waiting_tile),
-                parameter.eq(waiting_tile.parameter),
-            ]
-        with m.If(self.tile.valid):
-            m.d.sync += [
-                waiting.eq(1),
-                waiting_tile.eq(self.tile.payload),
-                settled.eq(self.BEAT_TO_START - 2),
-            ]
+            m.d.sync += parameter.eq(parameter + 1)
+        with m.If(begin):
+            m.d.sync += parameter.eq(begin_tile.parameter)
 
         first = column == 0
         m.d.comb += [
@@ -160,10 +231,12 @@ class Drain(wiring.Component):
             control.lane_scaled.eq(tile.lane_scaled),
             control.lane.eq(tile.lane),
             control.residual.eq(tile.residual),
+            control.residual_narrow.eq(tile.residual_narrow),
             control.residual_shift.eq(tile.residual_shift),
             control.function.eq(tile.function),
+            control.lut.eq(tile.lut),
         ]
-        return tile
+        return tile, working
 
     def _scale(self, m, platform, pipe):
         """Stages 2 to 9, ``scale_accumulator``; also returns the narrow shift of stage 2."""
@@ -173,16 +246,20 @@ class Drain(wiring.Component):
         with m.If(stage[1].valid):
             m.d.sync += entry.eq(self.parameter.data)
         m.d.comb += [
-            self.shift.eq(stage[2].valid),
+            *(
+                source.shift.eq(stage[2].valid & (stage[2].lut == n))
+                for n, source in enumerate(self._sources())
+            ),
             # So that data arrive with those of column 0 in stage 2. Later columns keep them.
             self.lane_scale.address.eq(stage[1].lane),
             self.lane_scale.enable.eq(stage[1].valid & stage[1].first & stage[1].lane_scaled),
         ]
 
         total_bits = max(self._config.accumulator_bits, 32) + 1
-        total = pipe.registers(
-            2, signed(total_bits), [c + entry.bias for c in self.column], "biased"
-        )
+        column = [self.column[lane] for lane in lanes]
+        if self._config.lut_columns:
+            column = [Mux(stage[2].lut, self.lut.column[lane], column[lane]) for lane in lanes]
+        total = pipe.registers(2, signed(total_bits), [c + entry.bias for c in column], "biased")
         multiplier = [
             Signal(signed(18), name=f"multiplier_{lane}", reset_less=True) for lane in lanes
         ]
@@ -190,9 +267,10 @@ class Drain(wiring.Component):
         with m.If(stage[2].valid & ~stage[2].lane_scaled):
             m.d.sync += [s.eq(entry.multiplier) for s in multiplier]
             m.d.sync += [s.eq(entry.shift) for s in shift]
-        with m.If(stage[2].valid & stage[2].lane_scaled & stage[2].first):
-            m.d.sync += [multiplier[i].eq(self.lane_scale.data[i].multiplier) for i in lanes]
-            m.d.sync += [shift[i].eq(self.lane_scale.data[i].shift) for i in lanes]
+        if self._config.lane_depth:
+            with m.If(stage[2].valid & stage[2].lane_scaled & stage[2].first):
+                m.d.sync += [multiplier[i].eq(self.lane_scale.data[i].multiplier) for i in lanes]
+                m.d.sync += [shift[i].eq(self.lane_scale.data[i].shift) for i in lanes]
 
         product_bits = total_bits + 17  # a lane's multiplier has 17 bits and no sign
         total_near = pipe.registers(3, signed(total_bits), total, "biased_near")
@@ -227,28 +305,49 @@ class Drain(wiring.Component):
         stage = pipe.stage
         config = self._config
         address = Signal(16)
-        arrived = Signal()
-        word = Signal(wide_word(config), reset_less=True)
-        # Column 5 of a word is in stage 0 when column 0 of the word is in stage 5; data are in a
-        # register two cycles later, in stage 7, and stay there until the next word's.
-        m.d.comb += [
-            self.wide_read.address.eq(address),
-            self.wide_read.enable.eq(stage[0].valid & stage[0].residual & (stage[0].channel == 5)),
-        ]
-        m.d.sync += arrived.eq(self.wide_read.enable)
-        with m.If(stage[0].valid & (stage[0].channel == 4)):
+        with m.If(stage[0].valid & (stage[0].channel == 3)):
             with m.If(stage[0].first_word):
                 m.d.sync += address.eq(tile.residual_address)
             with m.Else():
                 m.d.sync += address.eq(address + 1)
-        with m.If(arrived):
-            m.d.sync += word.eq(self.wide_read.data)
 
-        zero = ~stage[7].residual
-        value = [
-            Mux(zero, 0, lane.as_value().word_select(stage[7].channel, 16).as_signed())
-            for lane in word
+        # Column 4 of a word is in stage 0 when column 0 of the word is in stage 4; data are in a
+        # register two cycles later, in stage 6, and stay there until the next word's. Those of a
+        # wide word come a cycle later.
+        words = []
+        for port, layout, channel, is_narrow in (
+            (self.activation_read, activation_word(config), 4, True),
+            (self.wide_read, wide_word(config), 5, False),
+        ):
+            arrived = Signal()
+            word = Signal(layout, reset_less=True)
+            m.d.comb += [
+                port.address.eq(address),
+                port.enable.eq(
+                    stage[0].valid
+                    & stage[0].residual
+                    & (stage[0].residual_narrow == is_narrow)
+                    & (stage[0].channel == channel)
+                ),
+            ]
+            m.d.sync += arrived.eq(port.enable)
+            with m.If(arrived):
+                m.d.sync += word.eq(port.data)
+            words.append(word)
+
+        narrow_word, word = words
+        narrow = [
+            lane.as_value().word_select(stage[6].channel, 8).as_signed() for lane in narrow_word
         ]
+        narrow = pipe.registers(6, signed(8), narrow, "residual_narrow")
+        value = []
+        for lane, n in zip(word, narrow, strict=True):
+            if not config.wide_depth:
+                value.append(Mux(stage[7].residual, n, 0))
+                continue
+            wide = lane.as_value().word_select(stage[7].channel, 16).as_signed()
+            either = Mux(stage[7].residual_narrow, n, wide)
+            value.append(Mux(stage[7].residual, either, 0))
         value = pipe.registers(7, signed(16), value, "residual")
         # The shift is -8..15: shift left by 8, then right by 0..23. The rounding of the latter
         # cannot be seen when it only takes back zeros.
@@ -259,6 +358,25 @@ class Drain(wiring.Component):
 
     def _function(self, m, pipe, total, x):
         """Stages 11 to 17: RELU, the function table, or nothing; ``x`` is ``total`` in 16 bits."""
+        stage = pipe.stage
+        table = self._table(m, pipe, total) if self._config.function_table else None
+        x = pipe.delay(12, signed(16), x, 5, "unchanged")
+        results = []
+        for lane, v in enumerate(x):
+            result = Signal(signed(16), name=f"result_{lane}")
+            with m.Switch(stage[17].function):
+                if table is not None:
+                    with m.Case(Function.TABLE):
+                        m.d.comb += result.eq(table[lane])
+                with m.Case(Function.RELU):
+                    m.d.comb += result.eq(Mux(v < 0, 0, v))
+                with m.Default():
+                    m.d.comb += result.eq(v)
+            results.append(result)
+        return pipe.registers(17, signed(16), results, "function")
+
+    def _table(self, m, pipe, total):
+        """Stages 11 to 17: the entry of the function table, interpolated."""
         stage = pipe.stage
         # A row of each memory holds the entries of one write, so that LOAD needs one cycle; even
         # and odd entries lie apart, so that two neighbours are read in one cycle.
@@ -271,7 +389,7 @@ class Drain(wiring.Component):
             write = table.write_port()
             m.d.comb += [write.addr.eq(self.table.address), write.en.eq(self.table.enable)]
             m.d.comb += [write.data[i].eq(self.table.data[2 * i + parity]) for i in range(entries)]
-            ports.append([table.read_port() for _ in x])
+            ports.append([table.read_port() for _ in total])
 
         position = [_saturate(v, TABLE_INPUT_BITS) ^ (1 << (TABLE_INPUT_BITS - 1)) for v in total]
         position = pipe.registers(11, TABLE_INPUT_BITS, position, "table_position")
@@ -320,20 +438,10 @@ class Drain(wiring.Component):
         ]
         step = pipe.registers(16, signed(21), step, "table_product")
         low = pipe.delay(15, signed(16), low, 2, "table_low")
-        x = pipe.delay(12, signed(16), x, 5, "unchanged")
-        results = []
-        for lane, (lo, s, v) in enumerate(zip(low, step, x, strict=True)):
-            result = Signal(signed(16), name=f"result_{lane}")
-            with m.Switch(stage[17].function):
-                with m.Case(Function.TABLE):
-                    half_added = _add_half(s, Const(TABLE_FRACTION_BITS))
-                    m.d.comb += result.eq(lo + (half_added >> TABLE_FRACTION_BITS))
-                with m.Case(Function.RELU):
-                    m.d.comb += result.eq(Mux(v < 0, 0, v))
-                with m.Default():
-                    m.d.comb += result.eq(v)
-            results.append(result)
-        return pipe.registers(17, signed(16), results, "function")
+        return [
+            lo + (_add_half(s, Const(TABLE_FRACTION_BITS)) >> TABLE_FRACTION_BITS)
+            for lo, s in zip(low, step, strict=True)
+        ]
 
     def _narrow(self, m, pipe, value, shift):
         """Stages 18 to 20, ``narrow``; ``shift`` is of the column in stage 2."""
@@ -348,7 +456,10 @@ class Drain(wiring.Component):
         return pipe.registers(20, signed(8), [_saturate(v, 8) for v in value], "narrow")
 
     def _write(self, m, pipe, tile, value, narrow):
-        """Stage 21: collect words and row maxima, and write them in the drain's slot."""
+        """Stage 21: collect words and row maxima, and write them in the drain's slot.
+
+        Returns whether words are on their way.
+        """
         stage = pipe.stage
         config = self._config
         last = stage[self.LATENCY]
@@ -362,8 +473,9 @@ class Drain(wiring.Component):
                 m.d.sync += [
                     wide_lane.eq(Cat(wide_lane[16:], v)),
                     narrow_lane.eq(Cat(narrow_lane[8:], narrow[lane])),
-                    maximum.eq(Mux(last.fresh | (v > maximum), v, maximum)),
                 ]
+            with m.If(last.valid & ~last.lut):
+                m.d.sync += maximum.eq(Mux(last.fresh | (v > maximum), v, maximum))
             m.d.comb += [
                 self.wide_write.data[lane].eq(wide_lane),
                 self.activation_write.data[lane].eq(narrow_lane),
@@ -379,6 +491,7 @@ class Drain(wiring.Component):
             "keep_maximum": 1,
             "maximum": 10,
             "done": 1,
+            "lut": 1,
         })  # fmt: skip
         frames = [Signal(word, name=f"word_{n}") for n in range(4)]
         address = Signal(16)
@@ -390,6 +503,7 @@ class Drain(wiring.Component):
             frames[0].keep_maximum.eq(last_column & tile.keep_maximum & tile.last_column),
             frames[0].maximum.eq(tile.maximum),
             frames[0].done.eq(last_column & tile.last),
+            frames[0].lut.eq(tile.lut),
         ]
         with m.If(self.phase == self.START_PHASE - 1):
             m.d.sync += [frames[n].eq(frames[n - 1]) for n in range(1, 4)]
@@ -407,8 +521,12 @@ class Drain(wiring.Component):
             self.wide_write.enable.eq(slot & written.valid & written.wide),
             self.row_maximum.address.eq(written.maximum),
             self.row_maximum.enable.eq(slot & written.keep_maximum),
-            self.done.eq(slot & written.done),
+            *(
+                source.done.eq(slot & written.done & (written.lut == n))
+                for n, source in enumerate(self._sources())
+            ),
         ]
+        return Cat(frame.valid for frame in frames).any()
 
 
 class _Pipeline:
@@ -431,8 +549,10 @@ class _Pipeline:
             "lane_scaled": 1,
             "lane": 10,
             "residual": 1,
+            "residual_narrow": 1,
             "residual_shift": 5,
             "function": 2,
+            "lut": 1,
         })  # fmt: skip
         self.stage = [Signal(control, name=f"stage_{n}") for n in range(stages + 1)]
         m.d.sync += [later.eq(stage) for stage, later in itertools.pairwise(self.stage)]

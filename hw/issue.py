@@ -5,6 +5,7 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from twillcore.config import Config
+from twillcore.hw.clocks import awake_while
 from twillcore.hw.layouts import INDEX_BITS, ISSUED, instruction_layout
 from twillcore.hw.streams import Queue
 from twillcore.isa import ENGINE_BITS, TOKEN_COUNTER_BITS, Engine, Opcode
@@ -64,6 +65,7 @@ class Issue(wiring.Component):
             "idle": Out(1),
             "oldest_index": Out(INDEX_BITS, init=(1 << INDEX_BITS) - 1),
         })  # fmt: skip
+        self.awake = Signal()  # of gated machines: twillcore.hw.clocks
 
     def elaborate(self, platform):
         m = Module()
@@ -89,6 +91,11 @@ class Issue(wiring.Component):
             self.give.eq(Mux(self.retire, ending.signal, 0)),
             self.idle.eq(~queue.o.valid & ~in_flight.o.valid),
         ]
+        moves = Signal()
+        moved = Signal()  # in the cycle before: oldest_index and the tokens follow
+        m.d.comb += moves.eq(self.i.valid | starts | self.retire | self.given.any())
+        m.d.sync += moved.eq(moves)
+        awake_while(m, platform, self.awake, moves | moved)
         with m.If(in_flight.o.valid):
             m.d.sync += self.oldest_index.eq(ending.index)
         with m.Elif(queue.o.valid):

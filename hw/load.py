@@ -7,10 +7,12 @@ from amaranth.lib.wiring import In, Out
 from twillcore.config import Config
 from twillcore.hw.axi import Burst, ReadId, Response, axi4_read, size_code
 from twillcore.hw.bursts import Bursts
+from twillcore.hw.clocks import awake_while
 from twillcore.hw.layouts import (
     INDEX_BITS,
     activation_word,
     instruction_layout,
+    plane_row,
     weight_row,
     wide_word,
 )
@@ -34,6 +36,9 @@ DESTINATION = data.StructLayout({
     "runs": 12,
 })  # fmt: skip
 
+#: Memories of 64-bit entries, of which one beat is written at once.
+ENTRY_MEMORIES = (Memory.PARAMETER, Memory.NORM, Memory.TABLE, Memory.TAP)
+
 _ADDRESS_BITS = 17  # one more than addresses have, to see them pass the end
 
 
@@ -48,6 +53,7 @@ def row_beats(memory: Memory, config: Config) -> int:
         Memory.ACTIVATION: config.word_bytes,
         Memory.WIDE: 2 * config.word_bytes,
         Memory.WEIGHT: config.dsp_columns,
+        Memory.LUT_WEIGHT: config.lut_columns * config.block // 8,
     }
     return max(1, row_bytes.get(memory, PARAMETER_BYTES) // config.axi_bytes)
 
@@ -61,8 +67,10 @@ def depth_rows(memory: Memory, config: Config) -> int:
         Memory.WEIGHT: config.weight_depth,
         Memory.PARAMETER: config.parameter_depth // entries,
         Memory.NORM: config.norm_depth // entries,
-        Memory.TABLE: TABLE_BYTES // PARAMETER_BYTES // entries,
-    }[memory]
+        Memory.TABLE: TABLE_BYTES // PARAMETER_BYTES // entries if config.function_table else 0,
+        Memory.LUT_WEIGHT: config.lut_weight_depth,
+        Memory.TAP: config.tap_depth // entries,
+    }.get(memory, 0)
 
 
 def _lowest_set(bits):
@@ -100,10 +108,10 @@ class LoadEngine(wiring.Component):
     after its predecessor if that is later.
 
     Restrictions on operands (else ILLEGAL_INSTRUCTION): DRAM addresses and strides are multiples of
-    the beat; for PARAMETER, NORM and TABLE ``local``, ``local_stride`` and ``count`` are multiples
-    of the entries in a beat; for BITMAP ``count`` is a multiple of ``beats``. An address beyond the
-    end of its memory is found when it is to be written. After an illegal instruction the engine
-    accepts no more; data on their way are still taken. ``base`` is a multiple of the beat.
+    the beat; for PARAMETER, NORM, TABLE and TAP ``local``, ``local_stride`` and ``count`` are
+    multiples of the entries in a beat; for BITMAP ``count`` is a multiple of ``beats``. An address
+    beyond the end of its memory is found when it is to be written. After an illegal instruction the
+    engine accepts no more; data on their way are still taken. ``base`` is a multiple of the beat.
 
     Members
     -------
@@ -114,7 +122,9 @@ class LoadEngine(wiring.Component):
     activation_write, wide_write
         Write ports, used in ``LOAD_WRITE`` slots only.
     weight_write : Out(write_port(16, weight_row(config)))
-    parameter_write, norm_write
+    lut_weight_write : Out(write_port(16, plane_row(config)))
+        With a LUT core only.
+    parameter_write, norm_write, tap_write
         Write ports; addresses count rows of :func:`entries_per_row` entries.
     table_write
         Write port; addresses count rows of 4 * :func:`entries_per_row` int16.
@@ -125,7 +135,7 @@ class LoadEngine(wiring.Component):
         entries = entries_per_row(config)
         entry_row = data.ArrayLayout(64, entries)
         table_row = data.ArrayLayout(signed(16), 4 * entries)
-        table_bits = (depth_rows(Memory.TABLE, config) - 1).bit_length()
+        table_bits = (TABLE_BYTES // PARAMETER_BYTES // entries - 1).bit_length()
         super().__init__(
             engine_members()
             | {
@@ -136,9 +146,16 @@ class LoadEngine(wiring.Component):
                 "weight_write": Out(write_port(16, weight_row(config))),
                 "parameter_write": Out(write_port(16, entry_row)),
                 "norm_write": Out(write_port(16, entry_row)),
+                "tap_write": Out(write_port(16, entry_row)),
                 "table_write": Out(write_port(table_bits, table_row)),
             }
+            | (
+                {"lut_weight_write": Out(write_port(16, plane_row(config)))}
+                if config.lut_columns
+                else {}
+            )
         )
+        self.awake = Signal()  # of gated machines: twillcore.hw.clocks
 
     def elaborate(self, platform):
         m = Module()
@@ -155,6 +172,7 @@ class LoadEngine(wiring.Component):
             m.d.comb += self.activity.eq(Activity.BUSY)
         with m.Elif(in_flight != 0):
             m.d.comb += self.activity.eq(Activity.BLOCKED)
+        awake_while(m, platform, self.awake, self.instruction.valid | (in_flight != 0))
         return m
 
     def _raise(self, cause, index):
@@ -197,7 +215,7 @@ class LoadEngine(wiring.Component):
             for memory in Memory:
                 if depth_rows(memory, config):
                     with m.Case(memory):
-                        m.d.comb += in_entries.eq(memory >= Memory.PARAMETER)
+                        m.d.comb += in_entries.eq(memory in ENTRY_MEMORIES)
             absent = [C(m_, 3) for m_ in range(8) if not self._present(m_)]
             for memory in absent:
                 with m.Case(memory.value):
@@ -378,7 +396,8 @@ class LoadEngine(wiring.Component):
                         ]
 
         # A complete row, its last beat uppermost, and what it is.
-        row = Signal(max(row_beats(memory, config) for memory in Memory) * config.axi_data_bits)
+        present = [memory for memory in Memory if self._present(memory)]
+        row = Signal(max(row_beats(memory, config) for memory in present) * config.axi_data_bits)
         complete = Signal()
         kind = Signal(data.StructLayout({
             "destination": DESTINATION,
@@ -403,7 +422,8 @@ class LoadEngine(wiring.Component):
             ]
 
         # Activation and wide words wait in a second register for their slot.
-        word = Signal(2 * config.word_bytes * 8)
+        has_wide = Memory.WIDE in present
+        word = Signal((1 + has_wide) * config.word_bytes * 8)
         word_valid, word_is_wide, word_ends = Signal(), Signal(), Signal()
         word_address = Signal(16)
         word_number = Signal.like(number)
@@ -419,9 +439,9 @@ class LoadEngine(wiring.Component):
         with m.If(~stalled):
             m.d.sync += complete.eq(row_ends)
         with m.If(written & is_word):
-            is_wide = kind.destination.memory == Memory.WIDE
+            is_wide = (kind.destination.memory == Memory.WIDE) & has_wide
             m.d.sync += [
-                word.eq(Mux(is_wide, self._top(row, 2 * config.word_bytes),
+                word.eq(Mux(is_wide, self._top(row, (1 + has_wide) * config.word_bytes),
                             self._top(row, config.word_bytes))),
                 word_is_wide.eq(is_wide),
                 word_address.eq(kind.address),
@@ -443,8 +463,10 @@ class LoadEngine(wiring.Component):
         # All others are written at once.
         for memory, port in (
             (Memory.WEIGHT, self.weight_write),
+            *([(Memory.LUT_WEIGHT, self.lut_weight_write)] if config.lut_columns else []),
             (Memory.PARAMETER, self.parameter_write),
             (Memory.NORM, self.norm_write),
+            (Memory.TAP, self.tap_write),
             (Memory.TABLE, self.table_write),
         ):
             row_bytes = row_beats(memory, config) * config.axi_bytes

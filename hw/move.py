@@ -5,6 +5,7 @@ from amaranth.lib import data, wiring
 from amaranth.lib.wiring import Out
 
 from twillcore.config import ADDRESS_BITS, FRAME_CYCLES, Config
+from twillcore.hw.clocks import awake_while
 from twillcore.hw.layouts import ISSUED, activation_word, instruction_layout, operand_row
 from twillcore.hw.ports import Activity, engine_members, read_port, write_port
 from twillcore.isa import Cause, MoveMode, Opcode
@@ -51,6 +52,7 @@ class MoveEngine(wiring.Component):
             "activation_read": Out(read_port(ADDRESS_BITS, activation_word(config))),
             "operand_write": Out(write_port(ADDRESS_BITS, operand_row(config), self._groups)),
         })  # fmt: skip
+        self.awake = Signal()  # of gated machines: twillcore.hw.clocks
 
     def elaborate(self, platform):
         m = Module()
@@ -86,6 +88,7 @@ class MoveEngine(wiring.Component):
             ),
             self.error.index.eq(current.index),
         ]
+        awake_while(m, platform, self.awake, self.instruction.valid | busy | failed)
         m.d.sync += starting.eq(0)
         with m.If(self.error.valid):
             m.d.sync += [busy.eq(0), failed.eq(1)]

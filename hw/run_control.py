@@ -1,5 +1,7 @@
 """Whether the machine runs, and why it stopped."""
 
+from collections.abc import Iterable
+
 from amaranth.hdl import Module, Signal
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
@@ -9,8 +11,11 @@ from twillcore.hw.ports import CAUSE_BITS, ERROR, PHASE_BITS
 from twillcore.isa import Cause, Engine
 from twillcore.registers import NO_ENGINE
 
-#: Who can report an error; of two in one cycle the first wins.
-SOURCES = (*(engine.name.lower() for engine in Engine), "dispatch", "fetch")  # older before newer
+#: Who can report an error, with its number; of two in one cycle the first wins: it is the older.
+SOURCES = {engine.name.lower(): engine.value for engine in Engine} | {
+    "dispatch": NO_ENGINE,
+    "fetch": NO_ENGINE,
+}
 ENGINE_NUMBER_BITS = 3
 _ERROR = data.StructLayout({"valid": 1, "cause": CAUSE_BITS, "index": INDEX_BITS})
 
@@ -22,6 +27,10 @@ class RunControl(wiring.Component):
     that is cycle 0, and its ``phase`` is 0. The machine stops in the cycle after ``halt``, or two
     cycles after an error, which passes a register since errors come from everywhere; an error in
     the cycle of ``halt`` still counts. ``cycles`` then is the number of cycles that it ran.
+
+    Parameters
+    ----------
+    engines : those that can report an error
 
     Members
     -------
@@ -46,7 +55,9 @@ class RunControl(wiring.Component):
         Of the last error.
     """
 
-    def __init__(self):
+    def __init__(self, engines: Iterable[Engine] = tuple(Engine)):
+        present = [engine.name.lower() for engine in engines]
+        self._sources = [s for s in SOURCES if s in present or SOURCES[s] == NO_ENGINE]
         super().__init__(
             {
                 "start": In(1),
@@ -65,7 +76,7 @@ class RunControl(wiring.Component):
                 "index": Out(INDEX_BITS),
                 "engine": Out(ENGINE_NUMBER_BITS),
             }
-            | {f"error_{source}": In(ERROR) for source in SOURCES}
+            | {f"error_{source}": In(ERROR) for source in self._sources}
         )
 
     def elaborate(self, platform):
@@ -100,17 +111,16 @@ class RunControl(wiring.Component):
 
         ran = Signal()  # running, in the cycle of the errors that stand in the registers now
         m.d.sync += ran.eq(self.running)
-        reported = []
-        for source in SOURCES:
+        reported = {}
+        for source in self._sources:
             port = getattr(self, f"error_{source}")
             error = Signal(_ERROR, name=f"late_{source}")
             m.d.sync += [error[name].eq(getattr(port, name)) for name in _ERROR.members]
-            reported.append(error)
+            reported[source] = error
         with m.If(ran & ~self.error):
-            for number, error in enumerate(reported):
-                with m.If(error.valid) if number == 0 else m.Elif(error.valid):
-                    engine = number if number < len(Engine) else NO_ENGINE
-                    m.d.sync += self._stop(error.cause, error.index, engine)
+            for place, (source, error) in enumerate(reported.items()):
+                with m.If(error.valid) if place == 0 else m.Elif(error.valid):
+                    m.d.sync += self._stop(error.cause, error.index, SOURCES[source])
         return m
 
     def _stop(self, cause, index, engine):

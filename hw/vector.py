@@ -5,6 +5,7 @@ from amaranth.lib import data, wiring
 from amaranth.lib.wiring import Out
 
 from twillcore.config import ADDRESS_BITS, FRAME_CYCLES, Config
+from twillcore.hw.clocks import awake_while
 from twillcore.hw.elementwise import Elementwise
 from twillcore.hw.layer_norm import LayerNorm
 from twillcore.hw.layouts import (
@@ -103,6 +104,7 @@ class VectorEngine(wiring.Component):
             "row_maximum": Out(read_port(LANE_BITS, data.ArrayLayout(signed(16), lanes))),
             "lane_scale": Out(write_port(LANE_BITS, data.ArrayLayout(LANE_SCALE, lanes))),
         })  # fmt: skip
+        self.awake = Signal()  # of gated machines: twillcore.hw.clocks
 
     def elaborate(self, platform):
         m = Module()
@@ -143,6 +145,7 @@ class VectorEngine(wiring.Component):
             ),
             self.error.index.eq(current.index),
         ]
+        awake_while(m, platform, self.awake, self.instruction.valid | busy | failed)
         m.d.sync += [starting.eq(0), start.eq(starting & ~illegal)]
         with m.If(self.error.valid):
             m.d.sync += [busy.eq(0), failed.eq(1)]

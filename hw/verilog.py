@@ -15,6 +15,7 @@ from twillcore import registers
 from twillcore.config import Config
 from twillcore.errors import TwillcoreError
 from twillcore.hw.accelerator import Accelerator
+from twillcore.hw.clocks import GatedClocks, Inputs, Part
 from twillcore.hw.drop_in import core_file, waivers
 
 MODULE = "twillcore"
@@ -31,14 +32,8 @@ class Top(wiring.Component):
 
     def __init__(self, accelerator: Accelerator):
         self._accelerator = accelerator
-        ports = {"aclk": In(1), "aresetn": In(1)}
-        for name, member in accelerator.signature.members.items():
-            if name not in _BUSES:
-                ports[name] = member
-                continue
-            for wire, inner in member.signature.members.items():
-                ports[f"{name}_{wire}"] = inner
-        super().__init__(ports)
+        ports = {name: member for name, member, _ in self._wires()}
+        super().__init__({"aclk": In(1), "aresetn": In(1)} | ports | self._more_ports())
 
     def elaborate(self, platform):
         m = Module()
@@ -46,26 +41,84 @@ class Top(wiring.Component):
         # A register spreads the reset; and to a simulator, a reset that is an input would make the
         # next state of every register depend on inputs.
         reset = Signal(init=1, reset_less=True)
-        m.d.sync += reset.eq(~self.aresetn)
+        m.d.sync += reset.eq(~self._input(m, "aresetn"))
         m.d.comb += [ClockSignal().eq(self.aclk), ResetSignal().eq(reset)]
-        m.submodules.accelerator = accelerator = self._accelerator
-        for name, member in self.signature.members.items():
-            bus, _, wire = name.rpartition("_")
-            if name in ("aclk", "aresetn"):
-                continue
-            inner = getattr(getattr(accelerator, bus), wire) if bus in _BUSES else None
-            if inner is None:
-                inner = getattr(accelerator, name)
-            outer = getattr(self, name)
-            m.d.comb += outer.eq(inner) if member.flow is Out else inner.eq(outer)
+        m.submodules.accelerator = self._accelerator
+        for name, member, inner in self._wires():
+            if member.flow is Out:
+                m.d.comb += getattr(self, name).eq(inner)
+            else:
+                m.d.comb += inner.eq(self._input(m, name))
+        self._add_parts(m, reset)
         return m
 
+    def _wires(self):
+        """Yield name, member and signal of every port of the accelerator."""
+        for name, member in self._accelerator.signature.members.items():
+            signal = getattr(self._accelerator, name)
+            if name not in _BUSES:
+                yield name, member, signal
+                continue
+            for wire, inner in member.signature.members.items():
+                yield f"{name}_{wire}", inner, getattr(signal, wire)
 
-def to_verilog(config: Config) -> str:
-    """Return the Verilog of module :data:`MODULE`; the same bytes for the same configuration."""
+    # What gated machines add; absent from a product.
+
+    def _more_ports(self):
+        return {}
+
+    def _input(self, m, name):
+        return getattr(self, name)
+
+    def _add_parts(self, m, reset):
+        pass
+
+
+class GatedTop(Top):
+    """:class:`Top` of a gated machine (:mod:`twillcore.hw.clocks`), for simulation.
+
+    ``<part>_clock`` has to rise with ``aclk`` in the cycles in which ``<part>_awake`` is high, and
+    in those with ``aresetn`` low and one more; ``<group>_inputs_clock`` when an input of that group
+    has changed, before the others rise.
+    """
+
+    def _more_ports(self):
+        clocks = {f"{clock.domain}_clock": In(1) for clock in _CLOCKS}
+        return clocks | {f"{part.domain}_awake": Out(1) for part in Part}
+
+    def _input(self, m, name):
+        port = getattr(self, name)
+        register = Signal.like(port, name=f"{name}_now", reset_less=True)
+        m.d[Inputs.of(name).domain] += register.eq(port)
+        return register
+
+    def _add_parts(self, m, reset):
+        for clock in _CLOCKS:
+            m.domains += ClockDomain(clock.domain, local=True, reset_less=isinstance(clock, Inputs))
+            m.d.comb += ClockSignal(clock.domain).eq(getattr(self, f"{clock.domain}_clock"))
+        for part in Part:
+            m.d.comb += [
+                ResetSignal(part.domain).eq(reset),
+                getattr(self, f"{part.domain}_awake").eq(self._accelerator.awake[part]),
+            ]
+
+
+_CLOCKS = (*Part, *Inputs)
+
+
+def to_verilog(config: Config, gated: bool = False) -> str:
+    """Return the Verilog of module :data:`MODULE`; the same bytes for the same configuration.
+
+    With ``gated`` it is that of a gated machine, for simulation: :mod:`twillcore.hw.clocks`.
+    """
+    top, platform = (GatedTop, GatedClocks()) if gated else (Top, None)
     with without_zero_contents():
         return verilog.convert(
-            Top(Accelerator(config)), name=MODULE, emit_src=False, strip_internal_attrs=True
+            top(Accelerator(config)),
+            platform=platform,
+            name=MODULE,
+            emit_src=False,
+            strip_internal_attrs=True,
         )
 
 

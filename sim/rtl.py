@@ -16,7 +16,6 @@ from twillcore.cache import cache_folder, content_key, source_key
 from twillcore.config import Config
 from twillcore.dram import Dram
 from twillcore.errors import TwillcoreError
-from twillcore.hw.dispatch import present_engines
 from twillcore.hw.verilog import MODULE, to_verilog
 from twillcore.image import Image
 from twillcore.isa import Cause, Engine
@@ -28,6 +27,7 @@ from twillcore.sim.verilated import Message, shared_library
 HARNESS = Path(__file__).with_name("rtl_harness.cpp")
 DEFAULT_DRAM = Dram()
 CHUNK_CYCLES = 50_000  # between two looks at progress and Ctrl-C
+SETTLING_CYCLES = 100_000  # that transfers may take to end, before a reset
 NEVER = (1 << 64) - 1
 
 VERILATOR_FLAGS = ("-O3", "--output-split", "20000", "--output-split-cfuncs", "5000")
@@ -55,13 +55,20 @@ class _Settings(ctypes.Structure):
         for name in (
             "latency", "beat_cycles", "outstanding",
             "read_fault", "write_fault", "hang",
-            "trace_from", "trace_to",
         )
     ]  # fmt: skip
 
 
-def build(config: Config, *, trace: bool = False, message: Message | None = None) -> Path:
+def build(
+    config: Config, *, trace: bool = False, gated: bool = True, message: Message | None = None
+) -> Path:
     """Return the shared library of the accelerator, built if there is none for its Verilog.
+
+    Parameters
+    ----------
+    trace : can write waveforms
+    gated : with a clock for each of its parts (:mod:`twillcore.hw.clocks`); else it is the Verilog
+        of the product. Results and cycles are the same; gated it is twice as fast.
 
     Raises
     ------
@@ -69,21 +76,24 @@ def build(config: Config, *, trace: bool = False, message: Message | None = None
         If g++, make or Verilator is missing or fails.
     """
     # Elaboration takes seconds, so the hash of the sources leads to the hash of the Verilog.
-    sources = content_key(config.hash, source_key("hw"), version("amaranth"))
+    sources = content_key(config.hash, source_key("hw"), version("amaranth"), f"{gated=}")
     pointer = cache_folder() / "rtl" / f"sources-{sources}"
     verilog = None
     if not pointer.exists():
         if message:
             message(f"generating the Verilog of {config.name} ...")
-        verilog = to_verilog(config)
+        verilog = to_verilog(config, gated)
         pointer.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile("w", dir=pointer.parent, delete=False) as file:
             file.write(content_key(verilog))
         Path(file.name).replace(pointer)
-    defines = f"-DAXI_BYTES={config.axi_bytes} -DENGINES={len(Engine)} -DTRACE={int(trace)}"
+    defines = (
+        f"-DAXI_BYTES={config.axi_bytes} -DENGINES={len(Engine)}"
+        f" -DTRACE={int(trace)} -DGATED={int(gated)}"
+    )
     return shared_library(
         MODULE,
-        verilog or partial(to_verilog, config),
+        verilog or partial(to_verilog, config, gated),
         HARNESS.read_text(),
         name=config.name,
         key=pointer.read_text(),
@@ -100,7 +110,9 @@ class _Library:
         self._library = library = ctypes.CDLL(str(path))
         u32, u64, pointer = ctypes.c_uint32, ctypes.c_uint64, ctypes.c_void_p
         for name, result, arguments in (
-            ("open", pointer, (ctypes.POINTER(_Settings), pointer, u64, ctypes.c_char_p)),
+            ("open", pointer, (ctypes.c_char_p, u64, u64)),
+            ("begin", None, (pointer, ctypes.POINTER(_Settings), pointer, u64)),
+            ("settle", ctypes.c_int, (pointer, u64)),
             ("close", None, (pointer,)),
             ("read", u32, (pointer, u32)),
             ("write", u32, (pointer, u32, u32)),
@@ -120,14 +132,177 @@ class _Library:
             setattr(self, name, function)
 
 
+class RtlMachine:
+    """One instance of the RTL, in which programs run one after another.
+
+    Like a chip it keeps registers and memories from program to program; DRAM is each program's own.
+    A program starts when the transfers of the one before have ended (FETCH reads beyond HALT), so
+    it takes as many cycles as on a new machine. To be closed, or used in a ``with`` statement.
+
+    Parameters
+    ----------
+    config : of all programs
+    vcd : file for a waveform of every signal
+    window : cycles (first, end) of every program that the waveform covers; default: all, reset
+        included
+    gated : see :func:`build`; by default a machine without a waveform is, since in a waveform the
+        clocks of its parts would stand still
+    message : called with a sentence when something takes long, such as the build on first use
+
+    Raises
+    ------
+    TwillcoreError
+        If the simulator cannot be built.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        vcd: str | Path | None = None,
+        window: tuple[int, int] | None = None,
+        gated: bool | None = None,
+        message: Message | None = None,
+    ) -> None:
+        self.config = config
+        if gated is None:
+            gated = vcd is None
+        path = build(config, trace=vcd is not None, gated=gated, message=message)
+        self._library = _Library(path)
+        self._machine = self._library.open(
+            str(vcd).encode() if vcd is not None else None, *(window or (0, NEVER))
+        )
+        self._buffer: ctypes.Array | None = None  # of the last program: transfers may still end
+        if (found := self._read("CONFIG_HASH")) != int(config.hash, 16):
+            raise AssertionError(f"the hardware says configuration {found:08x}")
+
+    def __enter__(self) -> "RtlMachine":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the simulation, and the waveform."""
+        if self._machine is not None:
+            self._library.close(self._machine)
+        self._machine = self._buffer = None
+
+    def run(
+        self,
+        image: Image,
+        inputs: Mapping[str, NDArray],
+        *,
+        dram: Dram = DEFAULT_DRAM,
+        faults: Faults = Faults(),
+        watchdog: int = registers.WATCHDOG_CYCLES,
+        progress: Callable[[int], None] | None = None,
+        max_cycles: int | None = None,
+    ) -> Result:
+        """Run a program to its HALT; parameters are those of :class:`RtlEngine` and its ``run``.
+
+        Raises
+        ------
+        MachineError
+            If the machine stopped with an error. Then only a :meth:`reset` makes it run again.
+        TwillcoreError
+            If the program is for another configuration, or runs longer than ``max_cycles``, or the
+            one before still runs.
+        """
+        if image.config.hash != self.config.hash:
+            raise TwillcoreError(
+                f"the program is for configuration {image.config.name} ({image.config.hash}),"
+                f" the machine is {self.config.name} ({self.config.hash})"
+            )
+        if not self._read("STATUS") & 1:
+            raise TwillcoreError("the program before still runs")
+        library, machine = self._library, self._machine
+        library.settle(machine, SETTLING_CYCLES)
+        memory = image.initial_memory(inputs)
+        settings = _Settings(
+            dram.latency, dram.beat_cycles, dram.outstanding,
+            faults.read, faults.write, faults.hang,
+        )  # fmt: skip
+        started = time.perf_counter()
+        buffer = (ctypes.c_uint8 * len(memory)).from_buffer(memory)
+        library.begin(machine, ctypes.byref(settings), buffer, len(memory))
+        self._buffer = buffer
+        self._execute(image, watchdog, progress, max_cycles)
+        cycles = self._read("CYCLES")
+        if cycles != library.cycle(machine) & 0xFFFF_FFFF:
+            raise AssertionError("CYCLES differs from the cycles that the harness counted")
+        return Result(
+            outputs=image.read_outputs(memory),
+            engine=RtlEngine.name,
+            cycles=cycles,
+            spans=_spans(library, machine, image),
+            counters=_counters(library, machine, image.config),
+            bytes_read=library.bytes_read(machine),
+            bytes_written=library.bytes_written(machine),
+            seconds=time.perf_counter() - started,
+        )
+
+    @property
+    def cycle(self) -> int:
+        """Cycles for which the last program has run."""
+        return self._library.cycle(self._machine)
+
+    def reset(self) -> None:
+        """Reset the machine by command (CONTROL.reset), once the bus is idle as that needs.
+
+        A memory that hung has recovered by then.
+
+        Raises
+        ------
+        TwillcoreError
+            If the bus does not become idle: a program runs, or a STORE went beyond its memory and
+            has left bursts without data.
+        """
+        if not self._library.settle(self._machine, SETTLING_CYCLES):
+            raise TwillcoreError(
+                f"bus transfers are still outstanding after {SETTLING_CYCLES} cycles"
+            )
+        field = next(f for f in REGISTERS["CONTROL"].fields if f.name == "reset")
+        self._write("CONTROL", 1 << field.offset)
+
+    def _execute(self, image, watchdog, progress, max_cycles) -> None:
+        library, machine = self._library, self._machine
+        for name, value in (
+            ("BASE", 0),
+            ("PROGRAM", image.program_address),
+            ("WATCHDOG", watchdog),
+            ("CONTROL", 1),
+        ):
+            self._write(name, value)
+        limit = NEVER if max_cycles is None else max_cycles
+        while not library.run(machine, min(CHUNK_CYCLES, limit - library.cycle(machine))):
+            if progress:
+                progress(library.cycle(machine))
+            if library.cycle(machine) >= limit:
+                raise TwillcoreError(f"the program still runs after {limit} cycles")
+        if progress:
+            progress(library.cycle(machine))
+        if problem := library.problem(machine).decode():
+            raise AssertionError(f"the hardware broke the AXI protocol: {problem}")
+        if cause := Cause(self._read("ERROR_CAUSE")):
+            raise _machine_error(library, machine, image, cause)
+
+    def _read(self, name: str) -> int:
+        return _read(self._library, self._machine, name)
+
+    def _write(self, name: str, value: int) -> None:
+        self._library.write(self._machine, REGISTERS[name].offset, value)
+
+
 class RtlEngine:
-    """Run programs on the RTL.
+    """Run programs on the RTL, each on a new instance.
 
     Parameters
     ----------
     message : called with a sentence when something takes long, such as the build on first use
     faults : what the memory does wrong
     watchdog : cycles without progress after which the machine stops itself
+    gated : as of :class:`RtlMachine`
     """
 
     name = "rtl"
@@ -138,8 +313,9 @@ class RtlEngine:
         message: Message | None = None,
         faults: Faults = Faults(),
         watchdog: int = registers.WATCHDOG_CYCLES,
+        gated: bool | None = None,
     ) -> None:
-        self.message, self.faults, self.watchdog = message, faults, watchdog
+        self.message, self.faults, self.watchdog, self.gated = message, faults, watchdog, gated
 
     def run(
         self,
@@ -168,61 +344,18 @@ class RtlEngine:
         TwillcoreError
             If the simulator cannot be built, or the program runs longer than ``max_cycles``.
         """
-        memory = image.initial_memory(inputs)
-        library = _Library(build(image.config, trace=vcd is not None, message=self.message))
-        begin, end = window or (0, NEVER)
-        settings = _Settings(
-            dram.latency, dram.beat_cycles, dram.outstanding,
-            self.faults.read, self.faults.write, self.faults.hang, begin, end,
-        )  # fmt: skip
-        started = time.perf_counter()
-        buffer = (ctypes.c_uint8 * len(memory)).from_buffer(memory)
-        path = str(vcd).encode() if vcd is not None else None
-        machine = library.open(ctypes.byref(settings), buffer, len(memory), path)
-        try:
-            self._run(library, machine, image, progress, max_cycles)
-            cycles = _read(library, machine, "CYCLES")
-            if cycles != library.cycle(machine) & 0xFFFF_FFFF:
-                raise AssertionError("CYCLES differs from the cycles that the harness counted")
-            spans = _spans(library, machine, image)
-            counters = _counters(library, machine, image.config)
-            bytes_read, bytes_written = library.bytes_read(machine), library.bytes_written(machine)
-        finally:
-            library.close(machine)
-            del buffer
-        return Result(
-            outputs=image.read_outputs(memory),
-            engine=self.name,
-            cycles=cycles,
-            spans=spans,
-            counters=counters,
-            bytes_read=bytes_read,
-            bytes_written=bytes_written,
-            seconds=time.perf_counter() - started,
-        )
-
-    def _run(self, library, machine, image, progress, max_cycles) -> None:
-        if (found := _read(library, machine, "CONFIG_HASH")) != int(image.config.hash, 16):
-            raise AssertionError(f"the hardware says configuration {found:08x}")
-        for name, value in (
-            ("BASE", 0),
-            ("PROGRAM", image.program_address),
-            ("WATCHDOG", self.watchdog),
-            ("CONTROL", 1),
-        ):
-            library.write(machine, REGISTERS[name].offset, value)
-        limit = NEVER if max_cycles is None else max_cycles
-        while not library.run(machine, min(CHUNK_CYCLES, limit - library.cycle(machine))):
-            if progress:
-                progress(library.cycle(machine))
-            if library.cycle(machine) >= limit:
-                raise TwillcoreError(f"the program still runs after {limit} cycles")
-        if progress:
-            progress(library.cycle(machine))
-        if problem := library.problem(machine).decode():
-            raise AssertionError(f"the hardware broke the AXI protocol: {problem}")
-        if cause := Cause(_read(library, machine, "ERROR_CAUSE")):
-            raise _machine_error(library, machine, image, cause)
+        with RtlMachine(
+            image.config, vcd=vcd, window=window, gated=self.gated, message=self.message
+        ) as machine:
+            return machine.run(
+                image,
+                inputs,
+                dram=dram,
+                faults=self.faults,
+                watchdog=self.watchdog,
+                progress=progress,
+                max_cycles=max_cycles,
+            )
 
 
 def _read(library, machine, name: str) -> int:
@@ -270,5 +403,5 @@ def _counters(library, machine, config: Config) -> dict[str, dict[str, int]]:
             counter.name.lower(): library.read(machine, counter_offset(engine, counter))
             for counter in Counter
         }
-        for engine in present_engines(config)
+        for engine in config.engines
     }

@@ -4,7 +4,12 @@
 // cycle is two evaluations: inputs are set (from state only) and settle with the clock low, what the
 // rising edge will sample is looked at, then the clock rises.
 //
-// Compiled with -DAXI_BYTES=<n>, -DENGINES=<n>, and -DTRACE=1 for the build that writes VCD.
+// Of a gated machine (hw/clocks.py), the clocks of parts that sleep do not rise. Inputs are registers
+// there, whose clocks rise with what has changed, half a cycle before the others: so each of the two
+// evaluations does only what its edges ask for.
+//
+// Compiled with -DAXI_BYTES=<n>, -DENGINES=<n>, -DGATED=1 for a gated machine, and -DTRACE=1 for the
+// build that writes VCD.
 
 #include <algorithm>
 #include <array>
@@ -22,10 +27,14 @@
 #include "verilated_vcd_c.h"
 #endif
 
+// Parts of the machine with a clock of their own: `Part` in hw/clocks.py.
+#define PARTS(DO) DO(issue) DO(load) DO(store) DO(gemm) DO(drain) DO(vector) DO(move)
+
 namespace {
 
 constexpr uint64_t kNever = ~uint64_t{0};
 constexpr uint64_t kPage = 4096;  // no AXI burst crosses it
+constexpr unsigned kRead = 0, kWrite = 1, kHost = 2;  // groups of inputs: hw/clocks.py
 constexpr unsigned kOkay = 0, kSlaveError = 2;
 
 constexpr unsigned log2_of(unsigned value) { return value < 2 ? 0 : 1 + log2_of(value / 2); }
@@ -37,7 +46,6 @@ struct Settings {
     uint64_t latency, beat_cycles, outstanding;
     uint64_t read_fault, write_fault;  // bytes at which the memory answers with an error, or kNever
     uint64_t hang;                     // cycle of the program from which the memory is dead, or kNever
-    uint64_t trace_from, trace_to;     // cycles of the program in the VCD: [from, to)
 };
 
 class Machine {
@@ -48,8 +56,9 @@ class Machine {
     std::array<std::vector<uint64_t>, ENGINES> starts, ends;
     std::string problem;   // the first breach of the bus protocol
 
-    Machine(const Settings& settings, uint8_t* memory, uint64_t size, const char* vcd)
-        : settings_{settings}, memory_{memory}, size_{size} {
+    // The VCD covers the cycles [trace_from, trace_to) of programs.
+    Machine(const char* vcd, uint64_t trace_from, uint64_t trace_to)
+        : trace_from_{trace_from}, trace_to_{trace_to} {
         context_.traceEverOn(TRACE);
         top_ = std::make_unique<Vtwillcore>(&context_, "twillcore");
 #if TRACE
@@ -59,10 +68,27 @@ class Machine {
         }
 #endif
         (void)vcd;
-        top_->aresetn = 0;
+        top_->eval();  // with every clock low, so that the first edge is one
+        set(kHost, top_->aresetn, 0);
         for (int i = 0; i < 4; ++i) tick();
-        top_->aresetn = 1;
+        set(kHost, top_->aresetn, 1);
         tick();
+        resetting_ = false;
+    }
+
+    // Get ready for another program, with another memory: what is counted starts anew.
+    void begin(const Settings& settings, uint8_t* memory, uint64_t size) {
+        settings_ = settings, memory_ = memory, size_ = size;
+        cycle = bytes_read = bytes_written = 0;
+        for (auto* events : {&starts, &ends})
+            for (auto& of_engine : *events) of_engine.clear();
+    }
+
+    // Let transfers end, a memory that hung being alive again; return whether all of them have within so many cycles.
+    bool settle(uint64_t cycles) {
+        settings_.hang = kNever;
+        while (cycles-- && (!reads_.empty() || !writes_.empty() || !responses_.empty())) tick();
+        return reads_.empty() && writes_.empty() && responses_.empty();
     }
 
     ~Machine() {
@@ -73,30 +99,31 @@ class Machine {
     }
 
     unsigned write(uint32_t address, uint32_t value) {
-        top_->s_axi_awaddr = address;
-        top_->s_axi_wdata = value;
-        top_->s_axi_wstrb = 0xF;
-        top_->s_axi_awvalid = top_->s_axi_wvalid = 1;
-        top_->s_axi_bready = 1;
+        set(kHost, top_->s_axi_awaddr, address);
+        set(kHost, top_->s_axi_wdata, value);
+        set(kHost, top_->s_axi_wstrb, 0xF);
+        set(kHost, top_->s_axi_awvalid, 1);
+        set(kHost, top_->s_axi_wvalid, 1);
+        set(kHost, top_->s_axi_bready, 1);
         while (top_->s_axi_awvalid || top_->s_axi_wvalid) {
             tick();
-            if (took_aw_) top_->s_axi_awvalid = 0;
-            if (took_w_) top_->s_axi_wvalid = 0;
+            if (took_aw_) set(kHost, top_->s_axi_awvalid, 0);
+            if (took_w_) set(kHost, top_->s_axi_wvalid, 0);
         }
         while (!took_b_) tick();
-        top_->s_axi_bready = 0;
+        set(kHost, top_->s_axi_bready, 0);
         return response_;
     }
 
     uint32_t read(uint32_t address) {
-        top_->s_axi_araddr = address;
-        top_->s_axi_arvalid = 1;
-        top_->s_axi_rready = 1;
+        set(kHost, top_->s_axi_araddr, address);
+        set(kHost, top_->s_axi_arvalid, 1);
+        set(kHost, top_->s_axi_rready, 1);
         do tick();
         while (!took_ar_);
-        top_->s_axi_arvalid = 0;
+        set(kHost, top_->s_axi_arvalid, 0);
         while (!took_r_) tick();
-        top_->s_axi_rready = 0;
+        set(kHost, top_->s_axi_rready, 0);
         return value_;
     }
 
@@ -133,9 +160,10 @@ class Machine {
         unsigned id;
     };
 
-    Settings settings_;
-    uint8_t* memory_;
-    uint64_t size_;
+    Settings settings_{1, 1, 1, kNever, kNever, kNever};
+    uint64_t trace_from_, trace_to_;
+    uint8_t* memory_ = nullptr;
+    uint64_t size_ = 0;
     VerilatedContext context_;
     std::unique_ptr<Vtwillcore> top_;
 #if TRACE
@@ -148,6 +176,8 @@ class Machine {
     std::deque<WriteResponse> responses_;
     uint64_t next_read_ = 0, next_write_ = 0;  // ticks from which the next data beat may pass
     bool done_ = false;
+    bool resetting_ = true;
+    unsigned changed_ = ~0u;  // groups of inputs
 
     bool took_aw_ = false, took_w_ = false, took_b_ = false, took_ar_ = false, took_r_ = false;
     unsigned response_ = 0;
@@ -161,6 +191,14 @@ class Machine {
     void tick() {
         drive();
         top_->aclk = 0;
+#if GATED
+#define FALL(part) top_->part##_clock = 0;
+        PARTS(FALL)
+        top_->read_inputs_clock = changed_ >> kRead & 1;
+        top_->write_inputs_clock = changed_ >> kWrite & 1;
+        top_->host_inputs_clock = changed_ >> kHost & 1;
+        changed_ = 0;
+#endif
         top_->eval();
 #if TRACE
         const bool traced = trace_.isOpen() && in_window();
@@ -168,6 +206,11 @@ class Machine {
 #endif
         sample();
         top_->aclk = 1;
+#if GATED
+        top_->read_inputs_clock = top_->write_inputs_clock = top_->host_inputs_clock = 0;
+#define RISE(part) top_->part##_clock = top_->part##_awake | resetting_;
+        PARTS(RISE)
+#endif
         top_->eval();
 #if TRACE
         if (traced) trace_.dump(ticks * 10 + 5);
@@ -176,8 +219,8 @@ class Machine {
     }
 
     bool in_window() const {
-        if (settings_.trace_from == 0 && settings_.trace_to == kNever) return true;
-        return top_->busy && settings_.trace_from <= cycle && cycle < settings_.trace_to;
+        if (trace_from_ == 0 && trace_to_ == kNever) return true;
+        return top_->busy && trace_from_ <= cycle && cycle < trace_to_;
     }
 
     bool hangs() const { return cycle >= settings_.hang; }
@@ -185,26 +228,35 @@ class Machine {
     // The memory's outputs in this cycle, from its state alone.
     void drive() {
         const bool alive = !hangs();
-        top_->m_axi_arready = alive && reads_.size() < settings_.outstanding;
+        set(kRead, top_->m_axi_arready, alive && reads_.size() < settings_.outstanding);
         const bool offer = alive && !reads_.empty() && ticks >= reads_.front().from && ticks >= next_read_;
-        top_->m_axi_rvalid = offer;
+        set(kRead, top_->m_axi_rvalid, offer);
         if (offer) {
             const ReadBurst& burst = reads_.front();
             const bool good = burst.address + AXI_BYTES <= size_ && !covers(burst.address, settings_.read_fault);
             if (good) std::memcpy(&top_->m_axi_rdata, memory_ + burst.address, AXI_BYTES);
             else std::memset(&top_->m_axi_rdata, 0, AXI_BYTES);
-            top_->m_axi_rresp = good ? kOkay : kSlaveError;
-            top_->m_axi_rlast = burst.beats == 1;
-            top_->m_axi_rid = burst.id;
+            changed_ |= 1u << kRead;
+            set(kRead, top_->m_axi_rresp, good ? kOkay : kSlaveError);
+            set(kRead, top_->m_axi_rlast, burst.beats == 1);
+            set(kRead, top_->m_axi_rid, burst.id);
         }
-        top_->m_axi_awready = alive;
-        top_->m_axi_wready = alive && ticks >= next_write_;
+        set(kWrite, top_->m_axi_awready, alive);
+        set(kWrite, top_->m_axi_wready, alive && ticks >= next_write_);
         const bool answer = alive && !responses_.empty() && ticks >= responses_.front().from;
-        top_->m_axi_bvalid = answer;
+        set(kWrite, top_->m_axi_bvalid, answer);
         if (answer) {
-            top_->m_axi_bresp = responses_.front().response;
-            top_->m_axi_bid = responses_.front().id;
+            set(kWrite, top_->m_axi_bresp, responses_.front().response);
+            set(kWrite, top_->m_axi_bid, responses_.front().id);
         }
+    }
+
+    // Set an input, and remember in which group (`Inputs` in hw/clocks.py) something has changed.
+    template <typename Port>
+    void set(unsigned group, Port& port, unsigned value) {
+        if (port == value) return;
+        port = value;
+        changed_ |= 1u << group;
     }
 
     // What the rising edge at the end of this cycle sees.
@@ -326,9 +378,13 @@ class Machine {
 
 extern "C" {
 
-Machine* machine_open(const Settings* settings, uint8_t* memory, uint64_t size, const char* vcd) {
-    return new Machine{*settings, memory, size, vcd};
+Machine* machine_open(const char* vcd, uint64_t trace_from, uint64_t trace_to) {
+    return new Machine{vcd, trace_from, trace_to};
 }
+void machine_begin(Machine* machine, const Settings* settings, uint8_t* memory, uint64_t size) {
+    machine->begin(*settings, memory, size);
+}
+int machine_settle(Machine* machine, uint64_t cycles) { return machine->settle(cycles); }
 void machine_close(Machine* machine) { delete machine; }
 uint32_t machine_read(Machine* machine, uint32_t address) { return machine->read(address); }
 uint32_t machine_write(Machine* machine, uint32_t address, uint32_t value) {

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from twillcore.errors import TwillcoreError
+from twillcore.isa import ISA, Engine, Opcode
 
 FAMILIES = ("generic", "xc7", "xcup", "ecp5", "ice40")
 
@@ -21,14 +22,20 @@ MEANINGS = {
     "lanes": "rows of the GEMM that work side by side (tokens, output pixels)",
     "block": "int8 activations per lane in one activation word: the B of N:B sparsity",
     "dsp_columns": "output channels that the DSP core computes side by side",
+    "lut_columns": "output channels that the LUT core computes side by side; 0: no LUT core",
     "accumulator_bits": "width of one accumulator",
     "activation_depth": "activation memory, in words of lanes * block int8",
-    "wide_depth": "wide memory (residuals, logits), in words of lanes * block int16",
+    "wide_depth": "wide memory (16-bit residuals, logits), in words of lanes * block int16;"
+    " 0: none, and no vector engine",
     "weight_depth": "weight memory, in rows of dsp_columns weights with their indices",
+    "lut_weight_depth": "weight memory of the LUT core, in rows of lut_columns * block bits",
+    "tap_depth": "taps of windows (convolution), in 64-bit entries; 0: no windows",
     "operand_depth": "operand memory (moved keys and values), in rows of dsp_columns int8; 0: none",
     "parameter_depth": "column parameters (bias, scale), in 64-bit entries",
     "norm_depth": "layer norm parameters, in 64-bit entries; 0: no layer norm",
-    "lane_depth": "row maxima and lane scales, in entries of one value per lane",
+    "lane_depth": "row maxima and lane scales, in entries of one value per lane; 0 without vector"
+    " engine",
+    "function_table": "whether the drain can look up functions (GELU, hard-swish) in a table",
     "axi_data_bits": "width of the AXI4 memory port",
     "axi_burst_beats": "longest burst on the AXI4 memory port",
     "queue_depth": "instructions that wait in front of each engine",
@@ -59,14 +66,18 @@ class Config:
     lanes: int
     block: int
     dsp_columns: int
+    lut_columns: int
     accumulator_bits: int
     activation_depth: int
     wide_depth: int
     weight_depth: int
+    lut_weight_depth: int
+    tap_depth: int
     operand_depth: int
     parameter_depth: int
     norm_depth: int
     lane_depth: int
+    function_table: bool
     axi_data_bits: int
     axi_burst_beats: int
     queue_depth: int
@@ -84,30 +95,49 @@ class Config:
             if field.type is int and (not isinstance(value, int) or isinstance(value, bool)):
                 yield f"{field.name} must be an integer, not {value!r}"
                 return
+            if field.type is bool and not isinstance(value, bool):
+                yield f"{field.name} must be true or false, not {value!r}"
         ranges = {
             "lanes": (2, 64),
             "dsp_columns": (self.block, 128),
             "accumulator_bits": (20, 40),
             "activation_depth": (16, 1 << ADDRESS_BITS),
-            "wide_depth": (16, 1 << ADDRESS_BITS),
             "weight_depth": (16, 1 << (ADDRESS_BITS - 1)),
             "parameter_depth": (16, 1 << ADDRESS_BITS),
-            "lane_depth": (2, 1 << 10),
             "axi_burst_beats": (2, 256),
             "queue_depth": (2, 64),
         }
         for name, (low, high) in ranges.items():
             if not low <= getattr(self, name) <= high:
                 yield f"{name} must be {low}..{high}, not {getattr(self, name)}"
-        for name in ("operand_depth", "norm_depth"):
+        for name, (low, high) in {
+            "wide_depth": (16, 1 << ADDRESS_BITS),
+            "operand_depth": (16, 1 << (ADDRESS_BITS - 1)),
+            "norm_depth": (16, 1 << (ADDRESS_BITS - 1)),
+            "lane_depth": (2, 1 << 10),
+            "lut_columns": (8, 128),
+            "lut_weight_depth": (16, 1 << (ADDRESS_BITS - 1)),
+            "tap_depth": (16, 1 << 10),
+        }.items():
             value = getattr(self, name)
-            if value and not 16 <= value <= 1 << (ADDRESS_BITS - 1):
-                yield f"{name} must be 0 (absent) or 16..{1 << (ADDRESS_BITS - 1)}, not {value}"
+            if value and not low <= value <= high:
+                yield f"{name} must be 0 (absent) or {low}..{high}, not {value}"
+        for name in ("operand_depth", "norm_depth"):
+            if getattr(self, name) and not self.wide_depth:
+                yield f"{name} must be 0 without vector engine (wide_depth = 0)"
+        if bool(self.lane_depth) != bool(self.wide_depth):
+            yield "lane_depth must be 0 if, and only if, wide_depth is 0 (no vector engine)"
+        if bool(self.lut_columns) != bool(self.lut_weight_depth):
+            yield "lut_weight_depth must be 0 if, and only if, lut_columns is 0 (no LUT core)"
+        if self.tap_depth and self.lanes % 2:
+            yield f"windows (tap_depth > 0) need an even number of lanes, not {self.lanes}"
         if self.block not in (8, 16):
             yield f"block must be 8 or 16, not {self.block}"
             return
         if self.dsp_columns % self.block:
             yield f"dsp_columns must be a multiple of block={self.block}, not {self.dsp_columns}"
+        if self.lut_columns % self.block:
+            yield f"lut_columns must be a multiple of block={self.block}, not {self.lut_columns}"
         if self.family not in FAMILIES:
             yield f"family must be one of {', '.join(FAMILIES)}, not {self.family!r}"
         if self.axi_data_bits not in (32, 64, 128, 256, 512):
@@ -116,6 +146,7 @@ class Config:
         for what, bits in (
             ("an activation word (lanes * block * 8)", self.lanes * self.block * 8),
             ("a weight row (dsp_columns * 8)", self.dsp_columns * 8),
+            ("a row of bit-planes (lut_columns * block)", self.lut_columns * self.block),
         ):
             if bits % self.axi_data_bits:
                 yield f"{what} is {bits} bits, not a multiple of axi_data_bits={self.axi_data_bits}"
@@ -133,8 +164,33 @@ class Config:
             yield f"clock_mhz must be positive, not {self.clock_mhz}"
 
     @property
+    def engines(self) -> tuple[Engine, ...]:
+        """The engines that the configuration has."""
+        absent = set()
+        if not self.wide_depth:
+            absent.add(Engine.VECTOR)
+        if not self.operand_depth:
+            absent.add(Engine.MOVE)
+        if not self.lut_columns:
+            absent.add(Engine.LUT)
+        return tuple(engine for engine in Engine if engine not in absent)
+
+    @property
+    def opcodes(self) -> tuple[Opcode, ...]:
+        """The instructions that the configuration can execute."""
+        absent = set()
+        if not self.norm_depth:
+            absent.add(Opcode.LAYER_NORM)
+        if not self.tap_depth:
+            absent |= {Opcode.WINDOW, Opcode.LUT_WINDOW}
+        engines = (None, *self.engines)
+        return tuple(
+            row.opcode for row in ISA.values() if row.engine in engines and row.opcode not in absent
+        )
+
+    @property
     def multipliers(self) -> int:
-        """Int8 multiply-accumulates per cycle."""
+        """Int8 multiply-accumulates of the DSP core per cycle."""
         return self.lanes * self.dsp_columns
 
     @property
@@ -205,14 +261,18 @@ PRESETS = {
             lanes=4,
             block=8,
             dsp_columns=8,
+            lut_columns=0,
             accumulator_bits=28,
             activation_depth=512,
             wide_depth=256,
             weight_depth=512,
+            lut_weight_depth=0,
+            tap_depth=0,
             operand_depth=256,
             parameter_depth=256,
             norm_depth=256,
             lane_depth=32,
+            function_table=True,
             axi_data_bits=64,
             axi_burst_beats=16,
             queue_depth=4,
@@ -224,14 +284,18 @@ PRESETS = {
             lanes=16,
             block=8,
             dsp_columns=16,
+            lut_columns=0,
             accumulator_bits=32,
             activation_depth=4096,
             wide_depth=2048,
             weight_depth=8192,
+            lut_weight_depth=0,
+            tap_depth=0,
             operand_depth=2048,
             parameter_depth=4096,
             norm_depth=2048,
             lane_depth=256,
+            function_table=True,
             axi_data_bits=128,
             axi_burst_beats=32,
             queue_depth=16,
@@ -243,14 +307,18 @@ PRESETS = {
             lanes=4,
             block=8,
             dsp_columns=24,
+            lut_columns=0,
             accumulator_bits=28,
             activation_depth=4096,
             wide_depth=1024,
             weight_depth=4096,
+            lut_weight_depth=0,
+            tap_depth=0,
             operand_depth=1024,
             parameter_depth=2048,
             norm_depth=1024,
             lane_depth=256,
+            function_table=True,
             axi_data_bits=64,
             axi_burst_beats=32,
             queue_depth=8,
@@ -262,14 +330,18 @@ PRESETS = {
             lanes=2,
             block=8,
             dsp_columns=8,
+            lut_columns=0,
             accumulator_bits=24,
             activation_depth=1024,
             wide_depth=512,
             weight_depth=1024,
+            lut_weight_depth=0,
+            tap_depth=0,
             operand_depth=0,
             parameter_depth=256,
             norm_depth=0,
             lane_depth=32,
+            function_table=True,
             axi_data_bits=32,
             axi_burst_beats=16,
             queue_depth=4,
@@ -281,14 +353,18 @@ PRESETS = {
             lanes=8,
             block=8,
             dsp_columns=24,
+            lut_columns=0,
             accumulator_bits=28,
             activation_depth=2048,
             wide_depth=1024,
             weight_depth=4096,
+            lut_weight_depth=0,
+            tap_depth=0,
             operand_depth=1024,
             parameter_depth=2048,
             norm_depth=1024,
             lane_depth=256,
+            function_table=True,
             axi_data_bits=64,
             axi_burst_beats=32,
             queue_depth=8,

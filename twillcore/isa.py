@@ -27,9 +27,10 @@ class Engine(IntEnum):
     GEMM = 2
     VECTOR = 3
     MOVE = 4
+    LUT = 5
 
 
-ENGINE_BITS = 6  # one is spare: the LUT core's
+ENGINE_BITS = len(Engine)
 
 
 class Opcode(IntEnum):
@@ -43,6 +44,9 @@ class Opcode(IntEnum):
     SOFTMAX = 0x5
     LAYER_NORM = 0x6
     ELEMENTWISE = 0x7
+    LUT_GEMM = 0x8
+    WINDOW = 0x9
+    LUT_WINDOW = 0xA
 
 
 class Memory(IntEnum):
@@ -54,6 +58,8 @@ class Memory(IntEnum):
     PARAMETER = 3
     NORM = 4
     TABLE = 5
+    LUT_WEIGHT = 6
+    TAP = 7
 
 
 class WeightFormat(IntEnum):
@@ -160,6 +166,56 @@ def _address(name: str, meaning: str) -> Field:
 
 _ROW_TILES = Field("row_tiles", 12, "row tiles of `lanes` rows, at least 1")
 
+_GEMM_OPERANDS = (
+    _address("a", "first activation word"),
+    Field("a_row_stride", 16, "words from row tile to row tile"),
+    Field("a_column_stride", 12, "words from column tile to column tile (0: same rows)"),
+    _ROW_TILES,
+    Field("column_tiles", 12, "column tiles of `columns` columns, at least 1"),
+    Field("blocks", 12, "blocks of K, at least 1"),
+    Field("beats", 5, "beats per block: N of N:B, 1..B"),
+    _address("w", "first weight row; rows follow each other, column tile by column tile"),
+    Field("operand", 1, "1: rows come from the operand memory, else the weight memory"),
+    Field("counted", 1, "1: beat n takes position n of the block, else the stored index"),
+    Field("columns_inner", 1, "1: column tiles are the inner loop, else row tiles are"),
+    Field("accumulate", 1, "1: continue on the accumulators of the last instruction"),
+    Field("hold", 1, "1: leave the sums in the accumulators, drain nothing"),
+    _address("parameter", "parameter of the first column"),
+    Field("lane_scaled", 1, "1: scale by lane, else by column"),
+    Field("lane", 10, "lane scale of the first row tile"),
+    Field("keep_maximum", 1, "1: keep each row's maximum; needs columns_inner"),
+    Field("maximum", 10, "row maximum of the first row tile"),
+    Field("residual", 1, "1: add the wide word of the same place"),
+    _address("residual_address", "wide word of the first output word"),
+    Field("residual_row_stride", 16, "wide words from row tile to row tile"),
+    Field("residual_shift", 5, "right shift of the residual, -8..15", signed=True),
+    Field("function", 2, "applied before narrowing", enum=Function),
+    Field("wide", 1, "1: write int16 to the wide memory, else int8 to the activations"),
+    _address("out", "first output word"),
+    Field("out_row_stride", 16, "output words from row tile to row tile"),
+    Field("words", 5, "words per tile that are drained, 0: columns / block; outputs, residuals and"
+          " parameters advance by so many from column tile to column tile"),
+    Field("windowed", 1, "1: K is the taps of the core's window, `blocks` words each"),
+    Field("pool", 1, "1: the block is the maximum over the taps; needs windowed and one block of"
+          " one beat"),
+    Field("residual_narrow", 1, "1: the residual is an int8 word of the activation memory"),
+)  # fmt: skip
+
+_WINDOW_OPERANDS = (
+    Field("tap", 10, "entry of the first tap"),
+    Field("taps", 8, "taps, at least 1"),
+    Field("stride", 2, "input pixels per output pixel, 1 or 2"),
+    Field("width", 10, "input pixels per line: taps to the left and right of them are padding"),
+    Field("height", 10, "input lines: taps above and below them are padding"),
+    Field("pitch", 10, "output pixels per line, those beyond the output's width included"),
+    Field("y", 12, "input line of the first output line, less the tap's dy", signed=True),
+    Field("tile_x", 11, "stride * (lanes mod pitch)"),
+    Field("tile_y", 7, "stride * (lanes div pitch)"),
+    Field("tile_stride", 16, "words from an input row tile to the next"),
+    Field("line_tiles", 10, "row tiles per output line at whose end line_stride is added; 0: none"),
+    Field("line_stride", 16, "words added to a_row_stride at the end of a line"),
+)
+
 _ROWS = (
     Format(
         Opcode.HALT,
@@ -201,36 +257,28 @@ _ROWS = (
     Format(
         Opcode.GEMM,
         Engine.GEMM,
-        (
-            _address("a", "first activation word"),
-            Field("a_row_stride", 16, "words from row tile to row tile"),
-            Field("a_column_stride", 12, "words from column tile to column tile (0: same rows)"),
-            _ROW_TILES,
-            Field("column_tiles", 12, "column tiles of `columns` columns, at least 1"),
-            Field("blocks", 12, "blocks of K, at least 1"),
-            Field("beats", 5, "beats per block: N of N:B, 1..B"),
-            _address("w", "first weight row; rows follow each other, column tile by column tile"),
-            Field("operand", 1, "1: rows come from the operand memory, else the weight memory"),
-            Field("counted", 1, "1: beat n takes position n of the block, else the stored index"),
-            Field("columns_inner", 1, "1: column tiles are the inner loop, else row tiles are"),
-            Field("accumulate", 1, "1: continue on the accumulators of the last instruction"),
-            Field("hold", 1, "1: leave the sums in the accumulators, drain nothing"),
-            _address("parameter", "parameter of the first column"),
-            Field("lane_scaled", 1, "1: scale by lane, else by column"),
-            Field("lane", 10, "lane scale of the first row tile"),
-            Field("keep_maximum", 1, "1: keep each row's maximum; needs columns_inner"),
-            Field("maximum", 10, "row maximum of the first row tile"),
-            Field("residual", 1, "1: add the wide word of the same place"),
-            _address("residual_address", "wide word of the first output word"),
-            Field("residual_row_stride", 16, "wide words from row tile to row tile"),
-            Field("residual_shift", 5, "right shift of the residual, -8..15", signed=True),
-            Field("function", 2, "applied before narrowing", enum=Function),
-            Field("wide", 1, "1: write int16 to the wide memory, else int8 to the activations"),
-            _address("out", "first output word"),
-            Field("out_row_stride", 16, "output words from row tile to row tile"),
-        ),
+        _GEMM_OPERANDS,
         "For every row tile and column tile: multiply, accumulate over `blocks` blocks, then"
-        " (acc + bias) * scale, residual, function, and write columns / block words.",
+        " (acc + bias) * scale, residual, function, and write `words` words.",
+    ),
+    Format(
+        Opcode.LUT_GEMM,
+        Engine.LUT,
+        _GEMM_OPERANDS,
+        "As GEMM, on the LUT core: `beats` is the number of bits of a weight, 1..8, and weight rows"
+        " are bit-planes in the LUT core's memory. `operand`, `counted` and `pool` are 0.",
+    ),
+    Format(
+        Opcode.WINDOW,
+        Engine.GEMM,
+        _WINDOW_OPERANDS,
+        "Set the window that the following windowed GEMMs of the core gather through.",
+    ),
+    Format(
+        Opcode.LUT_WINDOW,
+        Engine.LUT,
+        _WINDOW_OPERANDS,
+        "As WINDOW, for the LUT core.",
     ),
     Format(
         Opcode.MOVE,
@@ -325,6 +373,17 @@ PARAMETER = (
     Field("narrow_shift", 4, "right shift from int16 to int8"),
 )
 PARAMETER_BYTES = 8
+
+#: One 64-bit entry of tap memory: which words a window reads for one tap, and where it looks.
+TAP = (
+    Field("offset", 17, "words from the row tile's address to the tap's", signed=True),
+    Field("rotate", 6, "memory lane of window lane 0; the lanes before it come one tile later"),
+    Field("dx", 8, "pixels from the output's column to the tap's", signed=True),
+    Field("dy", 8, "lines from the output's line to the tap's", signed=True),
+    Field("second_offset", 17, "as offset, for the second half of the lanes (stride 2)",
+          signed=True),
+    Field("second_rotate", 6, "as rotate, for the second half of the lanes (stride 2)"),
+)  # fmt: skip
 TABLE_BYTES = 512
 
 

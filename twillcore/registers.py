@@ -59,13 +59,15 @@ class Counter(IntEnum):
     WAIT_GEMM = 4
     WAIT_VECTOR = 5
     WAIT_MOVE = 6
-    ENDING = 7
-    EMPTY = 8
+    WAIT_LUT = 7
+    ENDING = 8
+    EMPTY = 9
 
 
 COUNTER_MEANINGS = {
     Counter.BUSY: "useful work",
-    Counter.BLOCKED: "LOAD, STORE: waited for the bus; GEMM: waited for the drain",
+    Counter.BLOCKED: "LOAD, STORE: waited for the bus; GEMM, LUT: waited for the drain, or for"
+    " a word of activations",
     **{
         Counter[f"WAIT_{engine.name}"]: f"the next instruction waited for a token of {engine.name}"
         for engine in Engine

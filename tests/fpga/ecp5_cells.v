@@ -1,4 +1,4 @@
-// Behaviour of two ECP5 blocks as this project uses them, for simulation of netlists. The vendor's
+// Behaviour of three ECP5 blocks as this project uses them, for simulation of netlists. The vendor's
 // models are not free, and Yosys has black boxes. Registers without reset; initial contents 0.
 
 module MULT18X18D (
@@ -38,6 +38,22 @@ module MULT18X18D (
         P18, P17, P16, P15, P14, P13, P12, P11, P10, P9, P8, P7, P6, P5, P4, P3, P2, P1, P0} =
         REG_OUTPUT_CLK == "NONE" ? product[35:0] : output_register;
     initial if (REG_PIPELINE_CLK != "NONE") $fatal(1, "pipeline registers have no model");
+endmodule
+
+// Two bits of a carry chain: what of a LUT with C = D = 0 is 1 is the carry where the LUT is 0.
+module CCU2C (
+    input CIN, A0, B0, C0, D0, A1, B1, C1, D1,
+    output S0, S1, COUT
+);
+    parameter [15:0] INIT0 = 16'd0, INIT1 = 16'd0;
+    parameter INJECT1_0 = "YES", INJECT1_1 = "YES";
+
+    wire propagate0 = INIT0[{D0, C0, B0, A0}], propagate1 = INIT1[{D1, C1, B1, A1}];
+    wire carry = propagate0 ? CIN : INIT0[{2'd0, B0, A0}];
+    assign S0 = propagate0 ^ CIN;
+    assign S1 = propagate1 ^ carry;
+    assign COUT = propagate1 ? carry : INIT1[{2'd0, B1, A1}];
+    initial if (INJECT1_0 != "NO" || INJECT1_1 != "NO") $fatal(1, "injection has no model");
 endmodule
 
 module DP16KD (

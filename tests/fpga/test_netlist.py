@@ -51,13 +51,13 @@ def netlist(config):
 def engines():
     """Return the RTL, and the same harness around the netlist."""
     engine = rtl.RtlEngine()
-    after = rtl.RtlEngine()
+    after = rtl.RtlEngine(gated=False)  # a netlist has one clock
     build = rtl.build
 
     def build_netlist(config, **options):
         with pytest.MonkeyPatch.context() as patch:
             text = netlist(config)
-            patch.setattr(rtl, "to_verilog", lambda config: text)
+            patch.setattr(rtl, "to_verilog", lambda config, gated: text)
             patch.setattr(rtl, "source_key", lambda *parts: content_key(text))
             return build(config, **options)
 

@@ -182,7 +182,7 @@ class TestErrors:
     def test_a_missing_compiler_is_named(self, monkeypatch, tmp_path):
         monkeypatch.setenv("TWILLCORE_CACHE", str(tmp_path))
         monkeypatch.setenv("PATH", str(tmp_path))
-        monkeypatch.setattr(rtl, "to_verilog", lambda config: "module twillcore; endmodule")
+        monkeypatch.setattr(rtl, "to_verilog", lambda config, gated: "module twillcore; endmodule")
         program, inputs = gemm_program()
         with pytest.raises(TwillcoreError, match=r"needs g\+\+, make: install g\+\+ and make"):
             RtlEngine().run(program.image(), inputs)
