@@ -14,7 +14,7 @@ def test_absent_engines_report_no_errors():
     async def testbench(ctx):
         await start(ctx, dut)
         ctx.set(dut.error_move.valid, 1)
-        await ctx.tick()
+        await idle(ctx, 2)
         assert ctx.get(dut.engine) == Engine.MOVE
 
     simulate(dut, testbench)
