@@ -14,7 +14,7 @@ def test_absent_engines_report_no_errors():
     async def testbench(ctx):
         await start(ctx, dut)
         ctx.set(dut.error_move.valid, 1)
-        await ctx.tick()
+        await idle(ctx, 2)
         assert ctx.get(dut.engine) == Engine.MOVE
 
     simulate(dut, testbench)
@@ -78,7 +78,8 @@ def test_halt_ends_a_program_and_cycles_stand():
 
 
 @pytest.mark.parametrize("number", range(len(SOURCES)))
-def test_the_first_of_several_errors_is_kept(number):
+@pytest.mark.parametrize("halt", [0, 1])
+def test_the_first_of_several_errors_is_kept(number, halt):
     dut = RunControl()
     sources = list(SOURCES)
 
@@ -89,10 +90,11 @@ def test_the_first_of_several_errors_is_kept(number):
             ctx.set(error.valid, 1)
             ctx.set(error.cause, Cause.AXI_READ_ERROR if other == number else Cause.WATCHDOG)
             ctx.set(error.index, 100 + other)
-        ctx.set(dut.halt, 1)
+        ctx.set(dut.halt, halt)
         await ctx.tick()
         ctx.set(getattr(dut, f"error_{sources[0]}").valid, 1)  # too late
-        await idle(ctx, 2)
+        ctx.set(getattr(dut, f"error_{sources[0]}").index, 200)
+        await idle(ctx, 3)
         assert (ctx.get(dut.running), ctx.get(dut.done), ctx.get(dut.error)) == (0, 0, 1)
         assert ctx.get(dut.cause) == Cause.AXI_READ_ERROR
         assert ctx.get(dut.index) == 100 + number
