@@ -84,11 +84,12 @@ def lut_array() -> list[str]:
         say(str(error))
         return ["Yosys failed."]
     elements = lanes * columns
-    return [
+    sentence = (
         f"{lanes} lanes x {columns} columns, {config.accumulator_bits}-bit accumulators, on xc7:"
         f" {usage.luts:,} LUT and {usage.flip_flops:,} FF,"
         f" {usage.luts / elements:.1f} and {usage.flip_flops / elements:.1f} per element."
-    ]
+    )
+    return [sentence]
 
 
 def clocks() -> list[str]:

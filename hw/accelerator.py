@@ -211,7 +211,10 @@ class Accelerator(wiring.Component):
             m.submodules.lut_weight_memory = lut_weight = TwoPortMemory(
                 ADDRESS_BITS, plane_row(config), config.lut_weight_depth
             )
-            joints += [(load.lut_weight_write, lut_weight.write), (gemm.lut_weight, lut_weight.read)]
+            joints += [
+                (load.lut_weight_write, lut_weight.write),
+                (gemm.lut_weight, lut_weight.read),
+            ]
         if config.tap_depth:
             joints.append((load.tap_write, gemm.tap_write))
         if config.norm_depth:

@@ -244,9 +244,7 @@ class Drain(wiring.Component):
         column = [self.column[lane] for lane in lanes]
         if self._config.lut_columns:
             column = [Mux(stage[2].lut, self.lut.column[lane], column[lane]) for lane in lanes]
-        total = pipe.registers(
-            2, signed(total_bits), [c + entry.bias for c in column], "biased"
-        )
+        total = pipe.registers(2, signed(total_bits), [c + entry.bias for c in column], "biased")
         multiplier = [
             Signal(signed(18), name=f"multiplier_{lane}", reset_less=True) for lane in lanes
         ]

@@ -111,9 +111,7 @@ class Sequencer(wiring.Component):
     error : Out(ERROR)
     """
 
-    def __init__(
-        self, config: Config, engine: Engine = Engine.GEMM, refusable: bool = False
-    ):
+    def __init__(self, config: Config, engine: Engine = Engine.GEMM, refusable: bool = False):
         self._config = config
         self._engine = engine
         self._refusable = refusable

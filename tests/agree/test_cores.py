@@ -1,5 +1,6 @@
 """The DSP core and the LUT core side by side: results, times and counters of every engine agree."""
 
+import itertools
 import time
 
 import pytest
@@ -21,8 +22,9 @@ CONFIGS = {config.name: config for config in (PLAIN, UNEQUAL, WINDOWS)}
 GEMM = {"row_tiles": 1, "column_tiles": 1, "blocks": 1, "beats": 1}
 
 
-def check(image, dram=memory(0)):
+def check(image, seed=0):
     """Run on both engines that know time; returns the cycle model's result."""
+    dram = memory(seed)
     cycle, rtl = CycleEngine().run(image, {}, dram=dram), RtlEngine().run(image, {}, dram=dram)
     assert_same_outputs(cycle.outputs, rtl)
     assert_same_time(image, cycle, rtl)
@@ -33,7 +35,7 @@ def check(image, dram=memory(0)):
 @pytest.mark.parametrize("name", CONFIGS)
 def test_random_programs(name):
     for seed in range(60):
-        check(random_program(seed, CONFIGS[name]), memory(seed))
+        check(random_program(seed, CONFIGS[name]), seed)
 
 
 @pytest.mark.verilator
@@ -42,7 +44,7 @@ def test_results_of_cores_that_work_side_by_side(name):
     """All activations and wide words after chains of GEMMs on both cores."""
     both = 0
     for seed in range(25):
-        result = check(random_chain(seed, CONFIGS[name]), memory(seed))
+        result = check(random_chain(seed, CONFIGS[name]), seed)
         both += all(result.counters[engine]["busy"] for engine in ("gemm", "lut"))
     assert both > 15
 
@@ -78,7 +80,7 @@ def test_time_is_proportional_to_the_bits_of_a_weight():
         result = CycleEngine().run(image, {})
         assert result.counters["lut"]["busy"] == blocks * bits
         times.append(spans(image, result)[Opcode.LUT_GEMM][0])
-    assert all(abs(b - a - blocks) < 8 for a, b in zip(times, times[1:], strict=False))
+    assert all(abs(b - a - blocks) < 8 for a, b in itertools.pairwise(times))
     check(cores([(Opcode.LUT_GEMM, {"blocks": 25, "beats": 8})]))
 
 
