@@ -176,7 +176,7 @@ def random_chain(seed: int, config: Config = TINY, length: int = 12) -> Image:
             depth = config.wide_depth if operands["wide"] else config.activation_depth
             # No GEMM reads what another one is about to write, or writes where the other core does.
             first = depth // 4 * (3 if opcode == Opcode.LUT_GEMM else 2)
-            operands |= {"operand": 0, "lane_scaled": 0, "out": first + operands["out"] % 40}
+            operands |= {"operand": 0, "lane_scaled": 0, "out": first + operands["out"] % 30}
         program.add(opcode, **operands)
     for memory, kind, depth in (
         (Memory.ACTIVATION, "int8", config.activation_depth),
@@ -316,7 +316,12 @@ def _on_lut(maker):
             return Opcode.LUT_WINDOW, operands
         for name in ("operand", "counted", "keep_maximum", "pool"):
             operands[name] = 0
-        return Opcode.LUT_GEMM, operands | {"beats": int(rng.integers(1, 9))}
+        operands |= {"beats": int(rng.integers(1, 9)), "w": operands["w"] % 40}
+        if operands["blocks"] * operands["beats"] * operands["column_tiles"] > 192:
+            operands["column_tiles"] = 1
+        # Tiles do not overlap: which of two that do is written last depends on the order of loops.
+        operands["out_row_stride"] = operands["column_tiles"] * config.lut_columns // config.block
+        return Opcode.LUT_GEMM, operands
 
     return lut_maker
 

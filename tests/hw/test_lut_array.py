@@ -28,8 +28,9 @@ def run_tiles(config, bits, seed, *, extreme=False, gap=0.2, tiles=12):
         if extreme:
             return np.full((lanes, block), -128)
         values = rng.integers(-128, 128, (lanes, block))
-        chosen = rng.choice(EXTREMES, values.shape)
-        return np.where(rng.random((lanes, block)) < 0.3, chosen, values)
+        return np.where(
+            rng.random((lanes, block)) < 0.3, rng.choice(EXTREMES, values.shape), values
+        )
 
     def weights():
         if extreme:  # all planes, or the first one alone: -1, and the lowest value
