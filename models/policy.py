@@ -3,7 +3,10 @@
 model = "minilm"
 
 [layers]
-"encoder.layer.0.attention.self.query" = { sparsity = "2:8", bits = 8, lut_share = 0.0, rank = 0 }
+"layer1.0.conv1" = { sparsity = "2:4", bits = 8, lut_share = 0.5, lut_bits = 4, rank = 0 }
+
+A layer's outputs are divided between the DSP core, whose weights have the sparsity
+and ``bits``, and the LUT core, whose weights are whole and have ``lut_bits``.
 """
 
 import json
@@ -17,12 +20,13 @@ from torch import nn
 
 from twillcore.config import Config
 from twillcore.errors import TwillcoreError
-from twillcore.models.layout import as_rows, from_rows, sparse_layers
+from twillcore.models.layout import as_rows, from_rows, is_depthwise, sparse_layers
 from twillcore.models.nm import project
 from twillcore.models.pattern import Pattern
 from twillcore.models.qat import quantise_rows
 
 BITS = range(2, 9)
+LUT_BITS = range(1, 9)
 
 
 @dataclass(frozen=True)
@@ -31,21 +35,54 @@ class LayerPolicy:
 
     Attributes
     ----------
-    sparsity : "dense" or N:M
-    bits : of the weights, 2..8
-    lut_share : 0..1, the share of the output channels for the core of look-up tables
+    sparsity : "dense" or N:M, of the weights on the DSP core
+    bits : of the weights on the DSP core, 2..8
+    lut_share : 0..1, the share of the output channels for the LUT core; None (in a file: left out):
+        what makes both cores finish together, which the compiler knows; 0 without a LUT core
+    lut_bits : of the weights on the LUT core, 1..8
     rank : of two factors that replace the weight; 0 keeps it whole
     """
 
     sparsity: str = "dense"
     bits: int = 8
-    lut_share: float = 0.0
+    lut_share: float | None = None
+    lut_bits: int = 4
     rank: int = 0
 
     @property
     def pattern(self) -> Pattern | None:
         """The sparsity as a pattern; None if dense."""
         return Pattern.parse(self.sparsity)
+
+    def lut_outputs(self, outputs: int, config: Config) -> int | None:
+        """Return how many of ``outputs`` channels the share gives to the LUT core of ``config``.
+
+        A multiple of the block, or all; None if the compiler is to choose.
+
+        Raises
+        ------
+        TwillcoreError
+            If there is no LUT core, or a share between 0 and 1 leaves one core no columns.
+        """
+        if self.lut_share is None:
+            return None if config.lut_columns else 0
+        if not self.lut_share:
+            return 0
+        if not config.lut_columns:
+            raise TwillcoreError(
+                f"lut_share must be 0 or left out, not {self.lut_share}:"
+                f" configuration {config.name!r} has no LUT core"
+            )
+        if self.lut_share == 1:
+            return outputs
+        count = round(self.lut_share * outputs / config.block) * config.block
+        if not 0 < count < outputs:
+            core = "DSP" if count else "LUT"
+            raise TwillcoreError(
+                f"lut_share {self.lut_share} of {outputs} outputs, in blocks of {config.block},"
+                f" leaves no columns for the {core} core"
+            )
+        return count
 
     def problems(self) -> Iterator[str]:
         """Yield what is wrong with the values."""
@@ -58,8 +95,12 @@ class LayerPolicy:
                 yield str(error)
         if type(self.bits) is not int or self.bits not in BITS:
             yield f"bits must be {BITS[0]}..{BITS[-1]}, not {self.bits!r}"
-        if type(self.lut_share) not in (int, float) or not 0 <= self.lut_share <= 1:
+        if self.lut_share is not None and (
+            type(self.lut_share) not in (int, float) or not 0 <= self.lut_share <= 1
+        ):
             yield f"lut_share must be 0..1, not {self.lut_share!r}"
+        if type(self.lut_bits) is not int or self.lut_bits not in LUT_BITS:
+            yield f"lut_bits must be {LUT_BITS[0]}..{LUT_BITS[-1]}, not {self.lut_bits!r}"
         if type(self.rank) is not int or self.rank < 0:
             yield f"rank must be 0 (whole) or positive, not {self.rank!r}"
 
@@ -79,15 +120,17 @@ class Policy:
     def to_toml(self) -> str:
         """Return the policy as TOML, one aligned line per layer."""
         lines = [
-            "# Twillcore compression policy: sparsity N:M or dense, weight bits 2..8, share of the",
-            "# output channels for the LUT core 0..1, rank of two factors (0: one whole weight).",
+            "# Twillcore compression policy: sparsity N:M or dense and bits 2..8 of weights on the DSP",
+            "# core; share of the output channels for the LUT core 0..1 (left out: the compiler's) and",
+            "# bits 1..8 of their weights; rank of two factors (0: one whole weight).",
             f"model = {json.dumps(self.model)}",
             "",
             "[layers]",
         ]
         width = max((len(json.dumps(name)) for name in self.layers), default=0)
         for name, layer in self.layers.items():
-            values = ", ".join(f"{key} = {json.dumps(v)}" for key, v in asdict(layer).items())
+            items = ((key, v) for key, v in asdict(layer).items() if v is not None)
+            values = ", ".join(f"{key} = {json.dumps(v)}" for key, v in items)
             lines.append(f"{json.dumps(name):{width}} = {{ {values} }}")
         return "\n".join(lines) + "\n"
 
@@ -154,14 +197,22 @@ class Policy:
             if name not in layers:
                 problems.append(f"{name}: the network has no such layer")
                 continue
+            if is_depthwise(layers[name]) and layer.lut_share:
+                problems.append(
+                    f"{name}: lut_share must be 0 or left out, not {layer.lut_share}: depthwise"
+                    " convolution runs on the DSP core"
+                )
             smaller = min(as_rows(layers[name].weight).shape)
             if layer.rank >= smaller:
                 problems.append(f"{name}: rank must be below {smaller}, not {layer.rank}")
-            try:
-                if layer.pattern is not None:
-                    layer.pattern.beats(config)
-            except TwillcoreError as error:
-                problems.append(f"{name}: {error}")
+            for check in (
+                lambda layer=layer: layer.pattern and layer.pattern.beats(config),
+                lambda layer=layer, n=name: layer.lut_outputs(len(layers[n].weight), config),
+            ):
+                try:
+                    check()
+                except TwillcoreError as error:
+                    problems.append(f"{name}: {error}")
         if problems:
             raise TwillcoreError(f"policy for {self.model!r}: " + "; ".join(problems))
 
@@ -181,3 +232,36 @@ class Policy:
             if layer.bits < 8:
                 rows = quantise_rows(rows.reshape(len(weight), -1), layer.bits).reshape(rows.shape)
             weight.copy_(from_rows(rows, weight))
+
+
+def default_policy(
+    module: nn.Module,
+    sparsity: str = "2:4",
+    lut_bits: int = 4,
+    *,
+    first: bool = False,
+    name: str | None = None,
+) -> Policy:
+    """Return a policy for a whole network; the compiler chooses the shares of the LUT core.
+
+    Every layer has ``sparsity`` on the DSP core and ``lut_bits`` on the LUT core, but for two
+    kinds. Depthwise convolutions stay dense, on the DSP core: one input leaves nothing to prune.
+    The first layer stays dense at 8 bits on both, for accuracy, unless ``first``.
+
+    Raises
+    ------
+    TwillcoreError
+        If a value is wrong.
+    """
+    usual = LayerPolicy(sparsity, lut_bits=lut_bits)
+    if problems := list(usual.problems()):
+        raise TwillcoreError("; ".join(problems))
+    layers = {}
+    for number, (layer_name, layer) in enumerate(sparse_layers(module).items()):
+        if is_depthwise(layer):
+            layers[layer_name] = LayerPolicy(lut_share=0.0)
+        elif number == 0 and not first:
+            layers[layer_name] = LayerPolicy(lut_bits=8)
+        else:
+            layers[layer_name] = usual
+    return Policy(name or type(module).__name__, layers)
