@@ -120,9 +120,10 @@ class Policy:
     def to_toml(self) -> str:
         """Return the policy as TOML, one aligned line per layer."""
         lines = [
-            "# Twillcore compression policy: sparsity N:M or dense and bits 2..8 of weights on the DSP",
-            "# core; share of the output channels for the LUT core 0..1 (left out: the compiler's) and",
-            "# bits 1..8 of their weights; rank of two factors (0: one whole weight).",
+            "# Twillcore compression policy.",
+            "# On the DSP core: sparsity N:M or dense, weight bits 2..8.",
+            "# On the LUT core: share of outputs 0..1 (left out: the compiler chooses), bits 1..8.",
+            "# Rank of two factors in place of the weight (0: one whole weight).",
             f"model = {json.dumps(self.model)}",
             "",
             "[layers]",
@@ -237,23 +238,27 @@ class Policy:
 def default_policy(
     module: nn.Module,
     sparsity: str = "2:4",
-    lut_bits: int = 4,
+    lut_bits: int | None = 4,
     *,
     first: bool = False,
     name: str | None = None,
 ) -> Policy:
     """Return a policy for a whole network; the compiler chooses the shares of the LUT core.
 
-    Every layer has ``sparsity`` on the DSP core and ``lut_bits`` on the LUT core, but for two
-    kinds. Depthwise convolutions stay dense, on the DSP core: one input leaves nothing to prune.
-    The first layer stays dense at 8 bits on both, for accuracy, unless ``first``.
+    Every layer has ``sparsity`` on the DSP core and ``lut_bits`` on the LUT core (None: all of it
+    runs on the DSP core), but for two kinds. Depthwise convolutions stay dense, on the DSP core:
+    one input leaves nothing to prune. The first layer stays dense at 8 bits on both, for accuracy,
+    unless ``first``.
 
     Raises
     ------
     TwillcoreError
         If a value is wrong.
     """
-    usual = LayerPolicy(sparsity, lut_bits=lut_bits)
+    if lut_bits is None:
+        usual, exact = LayerPolicy(sparsity, lut_share=0.0), LayerPolicy(lut_share=0.0)
+    else:
+        usual, exact = LayerPolicy(sparsity, lut_bits=lut_bits), LayerPolicy(lut_bits=8)
     if problems := list(usual.problems()):
         raise TwillcoreError("; ".join(problems))
     layers = {}
@@ -261,7 +266,7 @@ def default_policy(
         if is_depthwise(layer):
             layers[layer_name] = LayerPolicy(lut_share=0.0)
         elif number == 0 and not first:
-            layers[layer_name] = LayerPolicy(lut_bits=8)
+            layers[layer_name] = exact
         else:
             layers[layer_name] = usual
     return Policy(name or type(module).__name__, layers)

@@ -138,6 +138,8 @@ def test_default_policy_spares_the_first_and_depthwise_layers():
     assert default_policy(net, "1:4", 3, first=True).layers["0"] == usual
     assert default_policy(net, "dense").layers["2"] == LayerPolicy()
     assert Policy.from_toml(policy.to_toml()) == policy
+    alone = default_policy(net, "2:4", None).layers
+    assert [layer.lut_share for layer in alone.values()] == [0.0] * 5
     with pytest.raises(TwillcoreError, match=r"lut_bits must be 1..8, not 9"):
         default_policy(net, lut_bits=9)
 
