@@ -17,9 +17,12 @@ from twillcore.isa import (
     ISA,
     PARAMETER,
     PARAMETER_BYTES,
+    TAP,
     WORD_BYTES,
     Cause,
     ElementwiseOp,
+    Engine,
+    Field,
     Function,
     Instruction,
     Memory,
@@ -31,12 +34,13 @@ from twillcore.result import Result
 from twillcore.sim.machine_error import MachineError
 from twillcore.sim.memories import Fault, Memories
 from twillcore.sim.transfer import run_bytes
-from twillcore.weights import decode_rows
+from twillcore.weights import decode_planes, decode_rows
 
 Ints = NDArray[np.int64]
 FLOAT32_EXACT = 1 << 24  # integers below are exact in float32
-FLOAT64_EXACT = 1 << 53
-LARGEST_PRODUCT = 1 << 14  # of two int8
+LARGEST_BITS = 8  # of a weight of the LUT core
+#: Memories of 64-bit entries.
+ENTRY_MEMORIES = (Memory.PARAMETER, Memory.NORM, Memory.TABLE, Memory.TAP)
 
 
 class FunctionalEngine:
@@ -114,10 +118,19 @@ def decode_program(image: Image) -> list[Instruction]:
 
 def _missing(i: Instruction, config: Config) -> str:
     """Return what an instruction needs and the configuration lacks, empty if nothing."""
+    if i.engine not in (None, *config.engines):
+        return "such engine"
     if i.opcode not in config.opcodes:
-        return "such instruction"
+        return "norm memory" if i.opcode == Opcode.LAYER_NORM else "window"
     if (i.wait | i.signal) & ~sum(1 << engine for engine in config.engines):
         return "such engine"
+    gemm = i.opcode in (Opcode.GEMM, Opcode.LUT_GEMM)
+    if gemm and i["windowed"] and not config.tap_depth:
+        return "window"
+    if gemm and i["function"] == Function.TABLE and not config.function_table:
+        return "function table"
+    if i.opcode == Opcode.LOAD and i["memory"] == Memory.TABLE and not config.function_table:
+        return "function table"
     return ""
 
 
@@ -130,12 +143,23 @@ class _Machine:
         self.config, self.program = image.config, decode_program(image)
         self.dram = np.frombuffer(image.initial_memory(inputs), np.uint8)
         self.memories = Memories(image.config, strict=strict, garbage=garbage)
-        self.accumulators = np.zeros((self.config.lanes, self.config.dsp_columns), np.int64)
+        self.columns = {
+            Engine.GEMM: self.config.dsp_columns,
+            Engine.LUT: self.config.lut_columns,
+        }
+        self.accumulators = {
+            core: np.zeros((self.config.lanes, columns), np.int64)
+            for core, columns in self.columns.items()
+        }
+        self.windows: dict[Engine, Instruction] = {}
         self.bytes_loaded = self.bytes_stored = 0
         self.execute: Mapping[Opcode, Callable[[Instruction], None]] = {
             Opcode.LOAD: self.load,
             Opcode.STORE: self.store,
             Opcode.GEMM: self.gemm,
+            Opcode.LUT_GEMM: self.gemm,
+            Opcode.WINDOW: self.window,
+            Opcode.LUT_WINDOW: self.window,
             Opcode.MOVE: self.move,
             Opcode.SOFTMAX: self.softmax,
             Opcode.LAYER_NORM: self.layer_norm,
@@ -176,7 +200,7 @@ class _Machine:
         memory, format = Memory(i["memory"]), WeightFormat(i["format"])
         require(memory == Memory.WEIGHT or not format, "only weights have a format")
         require(memory != Memory.NORM or config.norm_depth > 0, "there is no norm memory")
-        if memory >= Memory.PARAMETER:  # a beat is written at once
+        if memory in ENTRY_MEMORIES:  # a beat is written at once
             entries = max(1, config.axi_bytes // PARAMETER_BYTES)
             for name in ("local", "local_stride", "count"):
                 require(i[name] % entries == 0, f"{name} is not a multiple of {entries}")
@@ -191,9 +215,8 @@ class _Machine:
                 memories.activation.write(local, data.view(np.int8).reshape(word))
             case Memory.WIDE:
                 memories.wide.write(local, data.view("<i2").reshape(word))
-            case Memory.PARAMETER | Memory.NORM:
-                target = memories.parameter if memory == Memory.PARAMETER else memories.norm
-                target.write(local, data.view("<u8"))
+            case Memory.PARAMETER | Memory.NORM | Memory.TAP:
+                getattr(memories, memory.name.lower()).write(local, data.view("<u8"))
             case Memory.TABLE:
                 entries = (4 * local[..., None] + np.arange(4)).reshape(i["runs"], -1)
                 memories.table.write(entries, data.view("<i2"))
@@ -202,6 +225,8 @@ class _Machine:
                     weights, index = decode_rows(run.tobytes(), units, beats, format, config)
                     memories.weight.write(addresses, weights)
                     memories.index.write(addresses, index)
+            case Memory.LUT_WEIGHT:
+                memories.lut_weight.write(local, data.reshape(*local.shape, -1))
 
     def store(self, i: Instruction) -> None:
         memory = Memory(i["memory"])
@@ -216,25 +241,44 @@ class _Machine:
 
     # GEMM
 
+    def window(self, i: Instruction) -> None:
+        require(i["stride"] in (1, 2), "stride is not 1 or 2")
+        require(min(i["taps"], i["pitch"]) > 0, "no taps or no pitch")
+        self.windows[i.engine] = i
+
     def gemm(self, i: Instruction) -> None:
-        config, memories = self.config, self.memories
+        """GEMM and LUT_GEMM: the same but for how the weights are stored."""
+        config, memories, core = self.config, self.memories, i.engine
+        columns, lut = self.columns[core], core == Engine.LUT
         require(min(i["row_tiles"], i["column_tiles"], i["blocks"]) > 0, "no tiles or no blocks")
-        require(1 <= i["beats"] <= config.block, f"beats is not 1..{config.block}")
+        most = LARGEST_BITS if lut else config.block
+        require(1 <= i["beats"] <= most, f"beats is not 1..{most}")
         require(not i["keep_maximum"] or i["columns_inner"], "keep_maximum needs columns_inner")
         require(not i["residual"] or i["residual_shift"] >= -8, "residual_shift is not -8..15")
+        require(i["words"] * config.block <= columns, "more words than a column tile has")
         if i["accumulate"] or i["hold"]:
             require(i["row_tiles"] == i["column_tiles"] == 1, "accumulates over several tiles")
+        if i["pool"]:
+            require(i["windowed"] and i["blocks"] == i["beats"] == 1, "pools what is no window")
+        if lut:
+            require(not (i["operand"] or i["counted"] or i["pool"]), "not on the LUT core")
+        if i["windowed"]:
+            require(core in self.windows, "no window has been set")
         acc = self.sums(i)
         if i["accumulate"]:
-            acc += self.accumulators
+            acc += self.accumulators[core]
         acc = wrap(acc, config.accumulator_bits)
-        self.accumulators = acc[-1, -1]
+        self.accumulators[core] = acc[-1, -1]
         if i["hold"]:
             return
-        columns = np.arange(i["column_tiles"] * config.dsp_columns)
+        drained = (i["words"] or columns // config.block) * config.block
+        acc = acc[..., :drained]
         bias, multiplier, shift, narrow_shift = (
-            values.reshape(1, -1, 1, config.dsp_columns)
-            for values in decode_parameters(memories.parameter.read(i["parameter"] + columns))
+            values.reshape(1, -1, 1, drained)
+            for values in decode_entries(
+                memories.parameter.read(i["parameter"] + np.arange(i["column_tiles"] * drained)),
+                PARAMETER,
+            )
         )
         if i["lane_scaled"]:
             scale = memories.lane.read(i["lane"] + np.arange(i["row_tiles"]))
@@ -244,7 +288,7 @@ class _Machine:
         if i["keep_maximum"]:
             row_tiles = np.arange(i["row_tiles"])
             memories.maximum.write(i["maximum"] + row_tiles, x.max(axis=(1, 3)))
-        addresses = self.tile_addresses(i, "out", "out_row_stride")
+        addresses = self.tile_addresses(i, "out", "out_row_stride", drained // config.block)
         if i["wide"]:
             memories.wide.write(addresses, self.as_words(x))
         else:
@@ -252,21 +296,88 @@ class _Machine:
 
     def sums(self, i: Instruction) -> Ints:
         """Return the sums of products, (row tiles, column tiles, lanes, columns)."""
-        config, memories = self.config, self.memories
-        row_tiles, column_tiles, blocks = i["row_tiles"], i["column_tiles"], i["blocks"]
-        block, beats = config.block, i["beats"]
-        tiles = np.arange(column_tiles if i["a_column_stride"] else 1)
-        a = memories.activation.read(
-            i["a"]
-            + i["a_row_stride"] * np.arange(row_tiles)[:, None, None]
-            + i["a_column_stride"] * tiles[:, None]
-            + np.arange(blocks)
-        )  # (row tiles, tiles, blocks, lanes, block)
-        rows = i["w"] + np.arange(column_tiles * blocks * beats).reshape(-1, blocks, beats)
-        weights = (memories.operand if i["operand"] else memories.weight).read(rows)
-        largest = blocks * beats * LARGEST_PRODUCT
+        config = self.config
+        row_tiles, column_tiles = i["row_tiles"], i["column_tiles"]
+        columns = self.columns[i.engine]
+        a = self.windowed_inputs(i) if i["windowed"] else self.inputs(i)
+        tiles, _, k = a.shape  # (tiles, rows, K)
+        dense = self.dense_weights(i, k // config.block)
+        if column_tiles > 1 and i["words"]:  # the others are never seen
+            columns = i["words"] * config.block
+            dense = dense[..., :columns]
+        largest = int(np.abs(dense).sum(axis=1, dtype=np.int64).max()) << 7
         dtype = np.float32 if largest <= FLOAT32_EXACT else np.float64
-        dense = np.zeros((column_tiles, blocks, block, config.dsp_columns), dtype)
+        if tiles == 1:  # one product for all column tiles
+            dense = dense.transpose(1, 0, 2).reshape(1, k, -1)
+        product = a.astype(dtype) @ dense.astype(dtype)  # (tiles, rows, columns, or all of them)
+        product = product.reshape(tiles, row_tiles, config.lanes, -1, columns)
+        product = product.transpose(1, 0, 3, 2, 4)
+        return product.reshape(row_tiles, column_tiles, config.lanes, -1).astype(np.int64)
+
+    def inputs(self, i: Instruction) -> NDArray[np.int8]:
+        """Return what is multiplied, (column tiles, or 1 if all have the same, rows, K)."""
+        tiles = np.arange(i["column_tiles"] if i["a_column_stride"] else 1)
+        a = self.memories.activation.read(
+            i["a"]
+            + i["a_row_stride"] * np.arange(i["row_tiles"])[:, None, None]
+            + i["a_column_stride"] * tiles[:, None]
+            + np.arange(i["blocks"])
+        )  # (row tiles, tiles, blocks, lanes, block)
+        a = a.transpose(1, 0, 3, 2, 4)
+        return a.reshape(len(tiles), i["row_tiles"] * self.config.lanes, -1)
+
+    def windowed_inputs(self, i: Instruction) -> NDArray[np.int8]:
+        """As :meth:`inputs`, through the window of the core: K is (taps, blocks, block)."""
+        config, window = self.config, self.windows[i.engine]
+        lanes, stride = config.lanes, window["stride"]
+        taps = self.memories.tap.read(window["tap"] + np.arange(window["taps"]))
+        words = np.arange(i["blocks"])
+        if i["a_column_stride"]:
+            words = i["a_column_stride"] * np.arange(i["column_tiles"])[:, None] + words
+        words = words.reshape(-1, i["blocks"])
+        tile, lane = np.arange(i["row_tiles"]), np.arange(lanes)
+        base = i["a"] + i["a_row_stride"] * tile
+        if window["line_tiles"]:
+            base += window["line_stride"] * (tile // window["line_tiles"])
+        # The counters of a lane: its input pixel for tap (0, 0).
+        line = stride * window["pitch"]
+        x = stride * (lane % window["pitch"]) + window["tile_x"] * tile[:, None]
+        y = stride * (lane // window["pitch"]) + window["tile_y"] * tile[:, None]
+        y, x = window["y"] + y + stride * (x // line), x % line
+        half = lane // (lanes // stride)
+        inputs = []
+        for offset, rotate, dx, dy, second_offset, second_rotate in zip(
+            *decode_entries(taps, TAP), strict=True
+        ):
+            pixel = stride * (lane % (lanes // stride)) + np.where(half, second_rotate, rotate)
+            address = base[:, None] + np.where(half, second_offset, offset)
+            address += window["tile_stride"] * (pixel // lanes)
+            inside = (x + dx >= 0) & (x + dx < window["width"])
+            inside &= (y + dy >= 0) & (y + dy < window["height"])
+            found = self.memories.activation.read_lanes(
+                address[None, :, :, None] + words[:, None, None],
+                (pixel % lanes)[:, None],
+                inside[None, :, :, None],
+                fill=numerics.INT8_MIN if i["pool"] else 0,
+            )  # (tiles, row tiles, lanes, blocks, block)
+            if i["pool"] and inputs:
+                np.maximum(inputs[0], found, out=inputs[0])
+            else:
+                inputs.append(found)
+        a = np.stack(inputs, axis=3)
+        return a.reshape(len(words), i["row_tiles"] * lanes, -1)
+
+    def dense_weights(self, i: Instruction, blocks: int) -> NDArray:
+        """Return the weights of every column tile, (column tiles, blocks * block, columns)."""
+        config, memories = self.config, self.memories
+        column_tiles, beats, block = i["column_tiles"], i["beats"], config.block
+        rows = i["w"] + np.arange(column_tiles * blocks * beats).reshape(-1, blocks, beats)
+        if i.engine == Engine.LUT:
+            planes = memories.lut_weight.read(rows)
+            dense = decode_planes(planes.reshape(rows.size, -1), beats, config)
+            return dense.reshape(column_tiles, blocks * block, config.lut_columns)
+        weights = (memories.operand if i["operand"] else memories.weight).read(rows)
+        dense = np.zeros((column_tiles, blocks, block, config.dsp_columns), np.int32)
         counting = np.arange(beats)[:, None]
         position = None if i["counted"] or i["operand"] else memories.index.read(rows)
         if position is None or (position == counting).all():
@@ -276,21 +387,16 @@ class _Machine:
                 at = position[:, :, beat : beat + 1]
                 value = np.take_along_axis(dense, at, 2) + weights[:, :, beat : beat + 1]
                 np.put_along_axis(dense, at, value, 2)
-        dense = dense.reshape(column_tiles, blocks * block, config.dsp_columns)
-        if len(tiles) == 1:  # one product for all column tiles
-            dense = dense.transpose(1, 0, 2).reshape(1, blocks * block, -1)
-        a = a.transpose(1, 0, 3, 2, 4).reshape(len(tiles), row_tiles * config.lanes, -1)
-        product = a.astype(dtype) @ dense  # (tiles, rows, columns of a tile, or of all of them)
-        product = product.reshape(len(tiles), row_tiles, config.lanes, -1, config.dsp_columns)
-        product = product.transpose(1, 0, 3, 2, 4)
-        return product.reshape(row_tiles, column_tiles, config.lanes, -1).astype(np.int64)
+        return dense.reshape(column_tiles, blocks * block, config.dsp_columns)
 
     def residual_and_function(self, i: Instruction, x: Ints) -> Ints:
         """Return int16 ``x`` (row tiles, column tiles, lanes, columns) further down the drain."""
         memories = self.memories
         if i["residual"]:
-            words = memories.wide.read(
-                self.tile_addresses(i, "residual_address", "residual_row_stride")
+            memory = memories.activation if i["residual_narrow"] else memories.wide
+            width = x.shape[-1] // self.config.block
+            words = memory.read(
+                self.tile_addresses(i, "residual_address", "residual_row_stride", width)
             )
             residual = words.swapaxes(2, 3).reshape(x.shape)
             x = numerics.add_residual(x, residual, i["residual_shift"])
@@ -300,9 +406,8 @@ class _Machine:
             x = numerics.look_up(x, memories.table.read(np.arange(numerics.TABLE_ENTRIES)))
         return x
 
-    def tile_addresses(self, i: Instruction, first: str, row_stride: str) -> Ints:
-        """Return addresses of the words of all tiles, (row tiles, column tiles, words)."""
-        words = self.config.words_per_tile
+    def tile_addresses(self, i: Instruction, first: str, row_stride: str, words: int) -> Ints:
+        """Return addresses of ``words`` words per tile, (row tiles, column tiles, words)."""
         return (
             i[first]
             + i[row_stride] * np.arange(i["row_tiles"])[:, None, None]
@@ -363,7 +468,7 @@ class _Machine:
         q = x.swapaxes(1, 2).reshape(i["row_tiles"], config.lanes, -1)
         require(i["channels"] <= q.shape[-1], "more channels than words hold")
         entries = memories.norm.read(i["parameter"] + np.arange(q.shape[-1]))
-        beta, gamma, shift, narrow_shift = decode_parameters(entries)
+        beta, gamma, shift, narrow_shift = decode_entries(entries, PARAMETER)
         y = numerics.layer_norm(q, i["channels"], i["epsilon"], gamma, beta, shift)
         if i["wide"]:
             addresses = self.vector_addresses(i, "wide_out", "wide_out_row_stride")
@@ -410,10 +515,10 @@ def wrap(x: Ints, bits: int) -> Ints:
     return ((x + half) & ((1 << bits) - 1)) - half
 
 
-def decode_parameters(entries: NDArray[np.uint64]) -> tuple[Ints, ...]:
-    """Return bias, multiplier, shift and narrow_shift of parameter entries."""
+def decode_entries(entries: NDArray[np.uint64], row: tuple[Field, ...]) -> tuple[Ints, ...]:
+    """Return the fields of 64-bit entries: of parameters, or of taps."""
     fields, offset = [], 0
-    for field in PARAMETER:
+    for field in row:
         value = (entries >> np.uint64(offset)).astype(np.int64) & (1 << field.bits) - 1
         fields.append(wrap(value, field.bits) if field.signed else value)
         offset += field.bits

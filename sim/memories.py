@@ -54,13 +54,27 @@ class Memory:
             If an address is out of range, or strict and never written.
         """
         self._check(addresses)
-        if self._written is not None and not (known := self._written[addresses]).all():
-            missing = addresses[~known]
-            raise Fault(
-                Cause.ILLEGAL_INSTRUCTION,
-                f"reads {self.name} {_ranges(missing)}, which nobody has written",
-            )
+        self._check_written(addresses)
         return self.rows[addresses]
+
+    def read_lanes(self, addresses: NDArray, lanes: NDArray, inside: NDArray, fill: int) -> NDArray:
+        """Return lane ``lanes`` of the rows at ``addresses``, all of one broadcast shape, copied.
+
+        Where not ``inside``, and where there is no such address, ``fill`` is in its place.
+
+        Raises
+        ------
+        Fault
+            If strict and the row of a lane that counts was never written.
+        """
+        addresses, lanes, inside = np.broadcast_arrays(addresses, lanes, inside)
+        inside = inside & (addresses >= 0) & (addresses < len(self.rows))
+        addresses = np.where(inside, addresses, 0)
+        self._check_written(addresses[inside])
+        depth, width, *shape = self.rows.shape
+        found = self.rows.reshape(depth * width, *shape)[addresses * width + lanes]
+        found[~inside] = fill
+        return found
 
     def write(self, addresses: NDArray, values: NDArray) -> None:
         """Write ``values`` to the rows at ``addresses``, later ones last. Raises :class:`Fault`."""
@@ -74,6 +88,14 @@ class Memory:
             raise Fault(
                 Cause.ADDRESS_OUT_OF_RANGE,
                 f"{self.name} address {addresses.max()}, there are {len(self.rows)}",
+            )
+
+    def _check_written(self, addresses: NDArray) -> None:
+        if self._written is not None and not (known := self._written[addresses]).all():
+            missing = addresses[~known]
+            raise Fault(
+                Cause.ILLEGAL_INSTRUCTION,
+                f"reads {self.name} {_ranges(missing)}, which nobody has written",
             )
 
 
@@ -95,11 +117,15 @@ class Memories:
         self.weight = memory("weight row", config.weight_depth, (columns,), np.int8)
         self.index = memory("weight row", config.weight_depth, (columns,), np.uint8)
         self.index.rows %= config.block
+        planes = config.lut_columns * config.block // 8
+        self.lut_weight = memory("row of bit-planes", config.lut_weight_depth, (planes,), np.uint8)
+        self.tap = memory("tap", config.tap_depth, (), np.uint64)
         # Rows of keys and values beyond the last are multiplied by exponentials of 0.
         self.operand = memory("operand row", config.operand_depth, (columns,), np.int8, exempt=True)
         self.parameter = memory("parameter", config.parameter_depth, (), np.uint64)
         self.norm = memory("norm parameter", config.norm_depth, (), np.uint64)
-        self.table = memory("table entry", 256, (), np.int16)
+        entries = 256 if config.function_table else 0
+        self.table = memory("table entry", entries, (), np.int16)
         self.maximum = memory("row maximum", config.lane_depth, (config.lanes,), np.int16)
         self.lane = memory("lane scale", config.lane_depth, (config.lanes, 2), np.int64)
         self.lane.rows &= (1 << 17) - 1, (1 << 6) - 1

@@ -4,7 +4,9 @@ Every op is one function below, a transcription of its docstring in
 :mod:`twillcore.compiler.graph` into calls of :mod:`twillcore.numerics`.
 """
 
-from collections.abc import Callable, Mapping
+import functools
+import itertools
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -12,12 +14,15 @@ from numpy.typing import ArrayLike, NDArray
 from twillcore import numerics
 from twillcore.compiler.graph import (
     Attention,
+    Concat,
+    Conv,
     Elementwise,
     Graph,
     LayerNorm,
     Linear,
     Map,
     MatMul,
+    MaxPool,
     Op,
     Softmax,
     reads,
@@ -86,8 +91,10 @@ def _narrowed(graph: Graph, name: str, x: Ints, shift: ArrayLike) -> Ints:
     return numerics.narrow(x, shift) if graph.tensors[name].bits == 8 else x
 
 
-def _finish(graph: Graph, op: Linear | Map, acc: Ints, values: Mapping[str, Ints]) -> Tensors:
-    """Apply to the sums of a Linear or Map what the drain does."""
+def _finish(
+    graph: Graph, op: Linear | Conv | Map, acc: Ints, values: Mapping[str, Ints]
+) -> Tensors:
+    """Apply to the sums of a Linear, Conv or Map what the drain does."""
     x = numerics.scale_accumulator(acc, op.bias, op.multiplier, op.shift)
     if op.residual is not None:
         x = numerics.add_residual(x, values[op.residual], op.residual_shift)
@@ -100,6 +107,69 @@ def _finish(graph: Graph, op: Linear | Map, acc: Ints, values: Mapping[str, Ints
 
 def _linear(graph: Graph, op: Linear, values: Mapping[str, Ints]) -> Tensors:
     return _finish(graph, op, exact_matmul(values[op.x], op.weight.T), values)
+
+
+def _taps(graph: Graph, op: Conv | MaxPool, x: Ints, fill: int) -> Iterator[NDArray]:
+    """Yield for every tap of a window, line by line, the input that each output pixel sees there.
+
+    The arrays are (batch, output height, output width, channels) views of one padded copy of ``x``;
+    pixels outside the grid are ``fill``.
+    """
+    source, target = graph.tensors[op.x].grid, graph.tensors[op.out].grid
+    kernel = op.weight.shape[1:3] if isinstance(op, Conv) else op.kernel
+    starts = [[i * op.dilation for i in range(size)] for size in kernel]
+    spans = [(size - 1) * op.stride + 1 for size in target]
+    beyond = [
+        max(start[-1] + span - before - size, 0)
+        for start, span, before, size in zip(starts, spans, op.padding, source, strict=True)
+    ]
+    padding = [(0, 0), *zip(op.padding, beyond, strict=True), (0, 0)]
+    padded = np.pad(x.reshape(len(x), *source, -1), padding, constant_values=fill)
+    for y, left in itertools.product(*starts):
+        yield padded[:, y : y + spans[0] : op.stride, left : left + spans[1] : op.stride]
+
+
+def window_sums(graph: Graph, op: Conv, x: Ints) -> Ints:
+    """Return the exact accumulators (batch, pixels, N) of a convolution of ``x``.
+
+    Floating point, for the speed of BLAS: in float32 where the weights' magnitudes bound every
+    partial sum by 2**24, else in float64; so it is exact.
+    """
+    n, channels = len(op.weight), op.weight.shape[3]
+    weight = op.weight.astype(np.int64)
+    bound = int(np.abs(weight).sum((1, 2, 3)).max()) * -numerics.INT8_MIN
+    dtype = np.float32 if bound < 1 << 24 else np.float64
+    taps = list(_taps(graph, op, x.astype(dtype), 0))
+    shape = taps[0].shape[:3]
+    if channels == 1 and n == op.groups:  # depthwise: one product per pixel and tap
+        kernel = weight.reshape(n, -1).T.astype(dtype)
+        sums = np.zeros((*shape, n), dtype)
+        for tap, column in zip(taps, kernel, strict=True):
+            sums += tap * column
+    else:
+        kernel = weight.reshape(op.groups, n // op.groups, -1).swapaxes(1, 2).astype(dtype)
+        sums = np.empty((*shape, n), dtype)
+        grouped = sums.reshape(*shape, op.groups, -1)
+        for group in range(op.groups):
+            part = slice(group * channels, (group + 1) * channels)
+            for item in range(shape[0]):  # one image of columns at a time bounds the memory
+                columns = np.concatenate([tap[item, ..., part] for tap in taps], -1)
+                grouped[item, ..., group, :] = columns @ kernel[group]
+    return sums.astype(np.int64).reshape(shape[0], -1, n)
+
+
+def _conv(graph: Graph, op: Conv, values: Mapping[str, Ints]) -> Tensors:
+    return _finish(graph, op, window_sums(graph, op, values[op.x]), values)
+
+
+def _max_pool(graph: Graph, op: MaxPool, values: Mapping[str, Ints]) -> Tensors:
+    x = values[op.x]
+    largest = functools.reduce(np.maximum, _taps(graph, op, x, numerics.INT8_MIN))
+    return {op.out: largest.reshape(len(x), -1, x.shape[2])}
+
+
+def _concat(graph: Graph, op: Concat, values: Mapping[str, Ints]) -> Tensors:
+    return {op.out: np.concatenate([values[part] for part in op.parts], -1)}
 
 
 def _map(graph: Graph, op: Map, values: Mapping[str, Ints]) -> Tensors:
@@ -170,6 +240,9 @@ def _elementwise(graph: Graph, op: Elementwise, values: Mapping[str, Ints]) -> T
 
 _OPS: dict[type[Op], Callable[[Graph, Op, Mapping[str, Ints]], Tensors]] = {
     Linear: _linear,
+    Conv: _conv,
+    MaxPool: _max_pool,
+    Concat: _concat,
     Map: _map,
     MatMul: _matmul,
     Attention: _attention,

@@ -15,6 +15,7 @@ def unit_bytes(memory: Memory, config: Config) -> int:
         Memory.ACTIVATION: config.word_bytes,
         Memory.WIDE: 2 * config.word_bytes,
         Memory.WEIGHT: config.dsp_columns,
+        Memory.LUT_WEIGHT: config.lut_columns * config.block // 8,
     }.get(memory, PARAMETER_BYTES)
 
 

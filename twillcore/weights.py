@@ -6,6 +6,11 @@ block, beat by beat. Encoded, they are rows of ``dsp_columns`` bytes, some of wh
 hold positions; LOAD expands them (:mod:`twillcore.hw.load`).
 
 One encoded string is one *run* of a LOAD: position counters and headers start afresh with it.
+
+Weights of the LUT core are *bit-planes*: per block, one row per bit of a weight, from the most
+significant one, which counts negative, down. A row has ``block`` bits per column of the core: bit k
+of a column's bytes (the lowest byte first) is position k of the block. Rows lie in DRAM as they are
+in the memory.
 """
 
 import numpy as np
@@ -158,3 +163,47 @@ def decode_rows(
         odd = (np.arange(rows) % 2)[:, None].astype(np.uint8)
         index = (headers >> 4 * odd) & (block - 1)
     return weights.view(np.int8).copy(), index.astype(np.uint8)
+
+
+def encode_planes(values: NDArray[np.int8], bits: int, config: Config) -> NDArray[np.uint8]:
+    """Return the bit-planes of ``values``, as LOAD copies them: (rows, bytes of a row).
+
+    Parameters
+    ----------
+    values
+        int8, (columns, K), each in the range of ``bits``-bit two's complement. Columns are padded
+        with zeros to whole column tiles of ``lut_columns``, K to whole blocks.
+    bits
+        1..8; a weight of one bit is 0 or -1.
+
+    Raises
+    ------
+    ValueError
+        If ``bits`` is not 1..8, or a value does not fit.
+    """
+    if not 1 <= bits <= 8:
+        raise ValueError(f"bits must be 1..8, not {bits}")
+    half = 1 << (bits - 1)
+    if values.size and not -half <= values.min() <= values.max() < half:
+        raise ValueError(f"weights are {values.min()}..{values.max()}, not {bits} bits")
+    block, width = config.block, config.lut_columns
+    columns, k = values.shape
+    tiles, blocks = -(-columns // width), -(-k // block)
+    padded = np.zeros((tiles * width, blocks * block), np.uint8)
+    padded[:columns, :k] = values.view(np.uint8)
+    padded = padded.reshape(tiles, width, blocks, 1, block).transpose(0, 2, 3, 1, 4)
+    planes = padded >> np.arange(bits - 1, -1, -1, dtype=np.uint8)[:, None, None] & 1
+    return np.packbits(planes, axis=-1, bitorder="little").reshape(tiles * blocks * bits, -1)
+
+
+def decode_planes(rows: NDArray[np.uint8], bits: int, config: Config) -> NDArray[np.int8]:
+    """Return the weights of rows of bit-planes, (blocks, block, lut_columns).
+
+    ``rows`` is (blocks * bits, bytes of a row), as :func:`encode_planes` returns them.
+    """
+    planes = np.unpackbits(rows.reshape(-1, bits, config.lut_columns, config.block // 8),
+                           axis=-1, bitorder="little")  # fmt: skip
+    significance = 1 << np.arange(bits - 1, -1, -1)
+    significance[0] *= -1
+    values = (planes * significance[:, None, None].astype(np.int16)).sum(axis=1)
+    return values.transpose(0, 2, 1).astype(np.int8)

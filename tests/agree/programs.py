@@ -148,7 +148,7 @@ def _runs(rng, config, unit_bytes, depth, multiple=1, rows=None) -> dict:
 
 
 def _load(rng, config):
-    memory = Memory(int(rng.integers(len(Memory))))
+    memory = Memory(int(rng.integers(Memory.TABLE + 1)))
     entries = max(1, config.axi_bytes // 8)
     if memory == Memory.WEIGHT:
         format = WeightFormat(int(rng.integers(3)))

@@ -2,13 +2,23 @@
 
 import numpy as np
 import pytest
+import torch
 
 from twillcore import numerics
-from twillcore.compiler.graph import Attention, Graph, Linear, MatMul, Tensor
+from twillcore.compiler.graph import (
+    Attention,
+    Concat,
+    Conv,
+    Graph,
+    Linear,
+    MatMul,
+    MaxPool,
+    Tensor,
+)
 from twillcore.config import PRESETS
 from twillcore.image import MASKED_BIAS, ProgramError
 from twillcore.isa import Function
-from twillcore.sim.reference import exact_matmul, run_graph
+from twillcore.sim.reference import exact_matmul, run_graph, window_sums
 
 TINY = PRESETS["tiny"]
 
@@ -118,3 +128,109 @@ def test_every_tensor_is_returned_on_request():
     x = np.zeros((2, 3, 11), int)
     assert run_graph(graph, {"x": x}, every_tensor=True).keys() == {"x", "y"}
     assert run_graph(graph, {"x": x}).keys() == {"y"}
+
+
+def _conv_graph(rng, grid, kernel, stride, padding, dilation, groups, channels, columns, **changes):
+    size = [
+        (n + before + after - dilation * (k - 1) - 1) // stride + 1
+        for n, k, (before, after) in zip(grid, kernel, padding, strict=True)
+    ]
+    arguments = {
+        "beats": 8,
+        "bias": rng.integers(-9999, 9999, columns),
+        "multiplier": rng.integers(1 << 12, 1 << 15, columns),
+        "shift": np.full(columns, 20),
+        "narrow_shift": rng.integers(0, 5, columns),
+    } | changes
+    weight = rng.integers(-128, 128, (columns, *kernel, channels // groups)).astype(np.int8)
+    op = Conv("c", "x", "y", weight, stride, (padding[0][0], padding[1][0]), dilation, groups,
+              **arguments)  # fmt: skip
+    tensors = {
+        "x": Tensor("x", 2, grid[0] * grid[1], channels, 8, 1.0, None, grid),
+        "y": Tensor("y", 2, size[0] * size[1], columns, 8, 1.0, None, tuple(size)),
+        "r": Tensor("r", 2, size[0] * size[1], columns, 8, 1.0, None, tuple(size)),
+    }
+    inputs = ("x", "r") if op.residual else ("x",)
+    return Graph(TINY, tensors, (op,), inputs, ("y",))
+
+
+CONVOLUTIONS = {
+    "3x3": ((5, 6), (3, 3), 1, ((1, 1), (1, 1)), 1, 1, 4, 6),
+    "stride 2": ((8, 7), (3, 3), 2, ((1, 1), (1, 1)), 1, 1, 4, 6),
+    "asymmetric padding": ((7, 9), (4, 2), 1, ((2, 1), (0, 3)), 1, 1, 3, 5),
+    "unused border": ((8, 8), (2, 2), 3, ((0, 0), (0, 0)), 1, 1, 3, 5),
+    "dilation": ((9, 9), (3, 3), 1, ((2, 2), (2, 2)), 2, 1, 3, 5),
+    "depthwise": ((6, 6), (3, 3), 2, ((1, 1), (1, 1)), 1, 6, 6, 6),
+    "depth multiplier": ((6, 6), (3, 3), 1, ((1, 1), (1, 1)), 1, 3, 3, 6),
+    "groups": ((6, 5), (3, 3), 1, ((1, 1), (1, 1)), 1, 2, 6, 8),
+    "whole map": ((4, 4), (4, 4), 1, ((0, 0), (0, 0)), 1, 1, 5, 7),
+}
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_convolution_sums_equal_torchs_on_integers(name):
+    rng = np.random.default_rng(7)
+    graph = _conv_graph(rng, *CONVOLUTIONS[name])
+    op = graph.ops[0]
+    grid, _, stride, padding, dilation, groups, channels, _ = CONVOLUTIONS[name]
+    x = rng.integers(-128, 128, (2, grid[0] * grid[1], channels))
+    image = torch.from_numpy(x.reshape(2, *grid, channels)).permute(0, 3, 1, 2).double()
+    image = torch.nn.functional.pad(image, (*padding[1], *padding[0]))
+    weight = torch.from_numpy(op.weight).permute(0, 3, 1, 2).double()
+    expected = torch.nn.functional.conv2d(image, weight, None, stride, 0, dilation, groups)
+    sums = window_sums(graph, op, x)
+    assert (sums == expected.flatten(2).transpose(1, 2).numpy()).all()
+
+
+def test_convolution_matches_the_contract_with_an_int8_residual_and_relu():
+    rng = np.random.default_rng(8)
+    graph = _conv_graph(
+        rng, *CONVOLUTIONS["3x3"], residual="r", residual_shift=-3, function=Function.RELU
+    )
+    op = graph.ops[0]
+    x, r = rng.integers(-128, 128, (2, 30, 4)), rng.integers(-128, 128, (2, 30, 6))
+    y = run_graph(graph, {"x": x, "r": r})["y"]
+    for b, row, column, n in np.ndindex(2, 5, 6, 6):
+        acc = sum(
+            int(x[b, (row + i - 1) * 6 + column + j - 1, c]) * int(op.weight[n, i, j, c])
+            for i in range(3) for j in range(3) for c in range(4)
+            if 0 <= row + i - 1 < 5 and 0 <= column + j - 1 < 6
+        )  # fmt: skip
+        value = numerics.scale_accumulator(acc, op.bias[n], op.multiplier[n], op.shift[n])
+        value = numerics.relu(numerics.add_residual(value, r[b, row * 6 + column, n], -3))
+        assert y[b, row * 6 + column, n] == numerics.narrow(value, op.narrow_shift[n])
+
+
+def test_convolution_is_exact_beyond_the_range_of_float32():
+    weight = np.full((1, 3, 3, 512), -128, np.int8)
+    weight[0, 0, 0, 0] = 1
+    op = Conv("c", "x", "y", weight, 1, (1, 1), 1, 1, 8, *np.zeros((4, 1), np.int64))
+    tensors = {"x": Tensor("x", 1, 9, 512, 8, 1.0, None, (3, 3)),
+               "y": Tensor("y", 1, 9, 1, 8, 1.0, None, (3, 3))}  # fmt: skip
+    x = np.full((1, 9, 512), -128)
+    x[0, 0, 0] = -127
+    sums = window_sums(Graph(TINY, tensors, (op,), ("x",), ("y",)), op, x)
+    assert sums[0, 4, 0] == (9 * 512 - 1) * 128 * 128 - 127
+
+
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding"), [((3, 3), 2, 1), ((2, 3), 1, 1), ((2, 2), 2, 0)]
+)
+def test_max_pooling_ignores_what_is_outside(kernel, stride, padding):
+    x = np.random.default_rng(9).integers(-128, -100, (2, 42, 5))
+    image = torch.from_numpy(x.reshape(2, 6, 7, 5)).permute(0, 3, 1, 2).double()
+    expected = torch.nn.functional.max_pool2d(image, kernel, stride, padding)
+    size = tuple(expected.shape[2:])
+    op = MaxPool("p", "x", "y", kernel, stride, (padding, padding))
+    tensors = {"x": Tensor("x", 2, 42, 5, 8, 1.0, None, (6, 7)),
+               "y": Tensor("y", 2, size[0] * size[1], 5, 8, 1.0, None, size)}  # fmt: skip
+    y = run_graph(Graph(TINY, tensors, (op,), ("x",), ("y",)), {"x": x})["y"]
+    assert (y == expected.flatten(2).transpose(1, 2).numpy()).all()
+
+
+def test_concat_puts_channels_one_after_the_other():
+    op = Concat("c", ("a", "b", "a"), "y")
+    graph = _graph(op, {"a": (2, 3, 2, 8), "b": (2, 3, 1, 8), "y": (2, 3, 5, 8)}, "ab", "y")
+    a, b = np.arange(12).reshape(2, 3, 2), -np.arange(6).reshape(2, 3, 1)
+    y = run_graph(graph, {"a": a, "b": b})["y"]
+    assert (y == np.concatenate([a, b, a], -1)).all()
