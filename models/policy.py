@@ -54,36 +54,6 @@ class LayerPolicy:
         """The sparsity as a pattern; None if dense."""
         return Pattern.parse(self.sparsity)
 
-    def lut_outputs(self, outputs: int, config: Config) -> int | None:
-        """Return how many of ``outputs`` channels the share gives to the LUT core of ``config``.
-
-        A multiple of the block, or all; None if the compiler is to choose.
-
-        Raises
-        ------
-        TwillcoreError
-            If there is no LUT core, or a share between 0 and 1 leaves one core no columns.
-        """
-        if self.lut_share is None:
-            return None if config.lut_columns else 0
-        if not self.lut_share:
-            return 0
-        if not config.lut_columns:
-            raise TwillcoreError(
-                f"lut_share must be 0 or left out, not {self.lut_share}:"
-                f" configuration {config.name!r} has no LUT core"
-            )
-        if self.lut_share == 1:
-            return outputs
-        count = round(self.lut_share * outputs / config.block) * config.block
-        if not 0 < count < outputs:
-            core = "DSP" if count else "LUT"
-            raise TwillcoreError(
-                f"lut_share {self.lut_share} of {outputs} outputs, in blocks of {config.block},"
-                f" leaves no columns for the {core} core"
-            )
-        return count
-
     def problems(self) -> Iterator[str]:
         """Yield what is wrong with the values."""
         if not isinstance(self.sparsity, str):
@@ -198,22 +168,24 @@ class Policy:
             if name not in layers:
                 problems.append(f"{name}: the network has no such layer")
                 continue
+            smaller = min(as_rows(layers[name].weight).shape)
+            if layer.rank >= smaller:
+                problems.append(f"{name}: rank must be below {smaller}, not {layer.rank}")
             if is_depthwise(layers[name]) and layer.lut_share:
                 problems.append(
                     f"{name}: lut_share must be 0 or left out, not {layer.lut_share}: depthwise"
                     " convolution runs on the DSP core"
                 )
-            smaller = min(as_rows(layers[name].weight).shape)
-            if layer.rank >= smaller:
-                problems.append(f"{name}: rank must be below {smaller}, not {layer.rank}")
-            for check in (
-                lambda layer=layer: layer.pattern and layer.pattern.beats(config),
-                lambda layer=layer, n=name: layer.lut_outputs(len(layers[n].weight), config),
-            ):
-                try:
-                    check()
-                except TwillcoreError as error:
-                    problems.append(f"{name}: {error}")
+            elif layer.lut_share and not config.lut_columns:
+                problems.append(
+                    f"{name}: lut_share must be 0 or left out, not {layer.lut_share}:"
+                    f" configuration {config.name!r} has no LUT core"
+                )
+            try:
+                if layer.pattern is not None:
+                    layer.pattern.beats(config)
+            except TwillcoreError as error:
+                problems.append(f"{name}: {error}")
         if problems:
             raise TwillcoreError(f"policy for {self.model!r}: " + "; ".join(problems))
 

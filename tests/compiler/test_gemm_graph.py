@@ -80,16 +80,18 @@ def test_a_linear_layer_is_the_same_without_a_lut_core():
             (4, 4, 8, 9, 7),
             {"groups": 3, "padding": 1},
             (
-                "8 input channels are not divisible by 3 groups; the kernel of 7 x 7 pixels (dilation"
-                " counted) is larger than the padded image of 6 x 6"
+                "8 input channels are not divisible by 3 groups; the kernel of 7 x 7 pixels"
+                " (dilation counted)"
+                " is larger than the padded image of 6 x 6"
             ),
         ),
         (
             (4, 4, 9, 8, 3),
             {"groups": 3, "dilation": 2},
             (
-                "8 output channels are not divisible by 3 groups; the kernel of 5 x 5 pixels (dilation"
-                " counted) is larger than the padded image of 4 x 4"
+                "8 output channels are not divisible by 3 groups; the kernel of 5 x 5 pixels"
+                " (dilation counted)"
+                " is larger than the padded image of 4 x 4"
             ),
         ),
         ((4, 4, 8, 8, 3), {"lut": LutPart(8, 9)}, "must have 1..8 bits, not 9"),

@@ -80,42 +80,32 @@ def test_a_policy_for_another_model_or_chip_is_refused():
 BOTH_CORES = U256.replace(name="both", lut_columns=16, lut_weight_depth=1024)
 
 
-@pytest.mark.parametrize(
-    ("share", "outputs", "on_both", "on_one"),
-    [(None, 40, None, 0), (0.0, 40, 0, 0), (0.45, 40, 16, None), (1, 5, 5, None)],
-)
-def test_shares_are_whole_blocks(share, outputs, on_both, on_one):
-    layer = LayerPolicy(lut_share=share)
-    assert layer.lut_outputs(outputs, BOTH_CORES) == on_both
-    if on_one is not None:
-        assert layer.lut_outputs(outputs, U256) == on_one
-
-
-def test_shares_that_leave_no_columns_are_refused_together():
+def test_shares_of_the_lut_core_are_checked_together():
     net = nn.Sequential(nn.Conv2d(8, 64, 3), nn.Conv2d(64, 64, 3, groups=64), nn.Linear(64, 10))
     policy = Policy(
         "m",
         {
-            "0": LayerPolicy(lut_share=0.05),
+            "0": LayerPolicy(lut_share=0.5),
             "1": LayerPolicy(lut_share=0.5),
-            "2": LayerPolicy(lut_share=0.5, lut_bits=9),
+            "2": LayerPolicy(lut_bits=9),
             "3": LayerPolicy(),
             "fc": LayerPolicy(),
         },
     )
+    common = (
+        " 1: lut_share must be 0 or left out, not 0.5: depthwise convolution runs on the DSP core;"
+        " 2: lut_bits must be 1..8, not 9; 3: the network has no such layer; fc: the network has no"
+        " such layer"
+    )
     with pytest.raises(TwillcoreError) as caught:
         policy.check(net, BOTH_CORES)
-    assert str(caught.value) == (
-        "policy for 'm': 0: lut_share 0.05 of 64 outputs, in blocks of 8, leaves no columns for the"
-        " LUT core; 1: lut_share must be 0 or left out, not 0.5: depthwise convolution runs on the"
-        " DSP core; 2: lut_bits must be 1..8, not 9;"
-        " 3: the network has no such layer; fc: the network has no such layer"
-    )
-    policy = Policy("m", {"0": LayerPolicy(lut_share=0.97), "2": LayerPolicy(lut_share=0.5)})
-    with pytest.raises(TwillcoreError, match=r"0: lut_share 0.97 .* no columns for the DSP core$"):
-        policy.check(net, BOTH_CORES)
-    with pytest.raises(TwillcoreError, match=r"2: lut_share must .* 'u256' has no LUT core"):
+    assert str(caught.value) == f"policy for 'm':{common}"
+    with pytest.raises(TwillcoreError) as caught:
         policy.check(net, U256)
+    assert str(caught.value) == (
+        "policy for 'm': 0: lut_share must be 0 or left out, not 0.5: configuration 'u256' has no"
+        f" LUT core;{common}"
+    )
 
 
 def test_default_policy_spares_the_first_and_depthwise_layers():
