@@ -1,7 +1,6 @@
 """One random layer as a graph, and the fewest cycles in which a product can be computed."""
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -103,13 +102,11 @@ def conv_graph(
         With every reason in one message, if there is no such convolution; or as
         :func:`gemm_graph`.
     """
-    if problems := list(
-        _conv_problems(height, width, inputs, outputs, kernel, stride, padding, dilation, groups)
-    ):
-        raise CompileError("; ".join(problems))
+    out_grid = check_conv(
+        height, width, inputs, outputs, kernel,
+        stride=stride, padding=padding, dilation=dilation, groups=groups,
+    )  # fmt: skip
     lut.check(outputs, config)
-    span = dilation * (kernel - 1) + 1
-    out_height, out_width = ((size + 2 * padding - span) // stride + 1 for size in (height, width))
     rng = np.random.default_rng(seed)
     each = inputs // groups
     weight = _random_weights(rng, (outputs * kernel * kernel, each), beats, config)
@@ -128,41 +125,47 @@ def conv_graph(
         beats=min(beats, each),
         **_drain(rng, weight.reshape(outputs, -1), terms, lut),
     )
-    grids = (height, width), (out_height, out_width)
     tensors = (
-        Tensor("x", 1, height * width, inputs, 8, 1.0, grid=grids[0]),
-        Tensor("y", 1, out_height * out_width, outputs, 8, 1.0, grid=grids[1]),
+        Tensor("x", 1, height * width, inputs, 8, 1.0, grid=(height, width)),
+        Tensor("y", 1, out_grid[0] * out_grid[1], outputs, 8, 1.0, grid=out_grid),
     )
     graph = Graph(config, {t.name: t for t in tensors}, (layer,), ("x",), ("y",))
     return graph, {"x": x}
 
 
-def _conv_problems(
-    height: int, width: int, inputs: int, outputs: int, kernel: int,
+def check_conv(
+    height: int, width: int, inputs: int, outputs: int, kernel: int, *,
     stride: int, padding: int, dilation: int, groups: int,
-) -> Iterator[str]:  # fmt: skip
+) -> tuple[int, int]:  # fmt: skip
+    """Return height and width of a convolution's output.
+
+    Raises
+    ------
+    CompileError
+        With every reason in one message, if there is no such convolution.
+    """
     least = {
         "height": height, "width": width, "input channels": inputs, "output channels": outputs,
         "kernel": kernel, "stride": stride, "dilation": dilation, "groups": groups,
     }  # fmt: skip
-    wrong = [
-        f"{name} must be at least 1, not {value}" for name, value in least.items() if value < 1
-    ]
+    wrong = [f"{name} must be at least 1, not {n}" for name, n in least.items() if n < 1]
     if padding < 0:
         wrong.append(f"padding must be at least 0, not {padding}")
-    yield from wrong
     if wrong:
-        return
+        raise CompileError("; ".join(wrong))
     for name, channels in (("input", inputs), ("output", outputs)):
         if channels % groups:
-            yield f"{channels} {name} channels are not divisible by {groups} groups"
+            wrong.append(f"{channels} {name} channels are not divisible by {groups} groups")
     span = dilation * (kernel - 1) + 1
     padded = height + 2 * padding, width + 2 * padding
     if span > min(padded):
-        yield (
+        wrong.append(
             f"the kernel of {span} x {span} pixels (dilation counted) is larger than the padded"
             f" image of {padded[0]} x {padded[1]}"
         )
+    if wrong:
+        raise CompileError("; ".join(wrong))
+    return (padded[0] - span) // stride + 1, (padded[1] - span) // stride + 1
 
 
 def _random_weights(
