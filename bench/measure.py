@@ -30,8 +30,8 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 def write(name: str, title: str, *paragraphs: str) -> None:
     """Write ``docs/results/<name>.md`` with the script, the commit and the machine it came from."""
     origin = (
-        f"Measured by `python bench/{Path(sys.argv[0]).name}` at commit {commit()} on {date.today()},"
-        f" {processor()}, Python {platform.python_version()}."
+        f"Measured by `python bench/{Path(sys.argv[0]).name}` at commit {commit()} on"
+        f" {date.today()}, {processor()}, Python {platform.python_version()}."
     )
     RESULTS.mkdir(parents=True, exist_ok=True)
     path = RESULTS / f"{name}.md"

@@ -10,6 +10,8 @@ def beats_per_block(weight: NDArray[np.int8], block: int) -> int:
     ``weight`` is (outputs, inputs); the last block may be shorter. At least 1.
     """
     outputs, inputs = weight.shape
+    if not outputs:
+        return 1
     kept = np.zeros((outputs, -(-inputs // block) * block), bool)
     kept[:, :inputs] = weight != 0
     return max(1, int(kept.reshape(outputs, -1, block).sum(-1).max(initial=0)))

@@ -198,6 +198,8 @@ class Policy:
         """
         layers = sparse_layers(module)
         for name, layer in self.layers.items():
+            if layer.pattern is None and layer.bits == 8:
+                continue
             weight = layers[name].weight
             rows = as_rows(weight)
             if (pattern := layer.pattern) is not None:
