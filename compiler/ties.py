@@ -38,7 +38,6 @@ class Ties:
                     self.plain |= {op.out, *op.parts}
                 case FloatLinear() | FloatConv() | FloatMap() if op.out in narrow:
                     residuals.append((op.residual, op.out))
-                    self.plain |= {op.residual, op.out}
         for a, b in residuals:
             _join(self._related, _root(self._same, a), _root(self._same, b))
         self._names = tuple(graph.tensors)

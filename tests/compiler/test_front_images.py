@@ -475,8 +475,12 @@ def test_weights_of_few_bits_stay_exact_on_the_lut_core():
     integers[:, 0, 0, 0] = 7
     with torch.no_grad():
         layer.weight.copy_(integers * torch.rand(16, 1, 1, 1))
-    front = shared(layer, (1, 8, 6, 6), LutShare(4, 1.0), cosine=0.999)
-    assert (front.graph.ops[0].weight == integers.permute(0, 2, 3, 1).numpy()).all()
+    module = nn.Sequential(nn.Conv2d(8, 8, 1), layer)
+    with torch.no_grad():  # ranges that would have factors between channels
+        module[0].weight.mul_(2.0 ** torch.arange(8).reshape(8, 1, 1, 1))
+    shares = Shares({"1": LutShare(4, 1.0)})
+    front = check(module, (1, 8, 6, 6), config=BOTH, shares=shares, cosine=0.999)
+    assert (front.graph.ops[1].weight == integers.permute(0, 2, 3, 1).numpy()).all()
 
 
 def test_depthwise_convolutions_stay_on_the_dsp_core():
