@@ -1,0 +1,110 @@
+"""How a layer's outputs are divided between the DSP core and the LUT core.
+
+The last channels go to the LUT core, as many as it computes in the time that the DSP core needs for
+the others. Both cores compute whole column tiles, so the time of each is a staircase, and the best
+division is found by trying all of them.
+"""
+
+from twillcore.compiler.errors import CompileError
+from twillcore.config import Config
+
+
+def finish_cycles(
+    config: Config,
+    *,
+    rows: int,
+    blocks: int,
+    channels: int,
+    beats: int,
+    lut_bits: int,
+    taps: int = 1,
+    lut_channels: int,
+) -> float:
+    """Return the cycles until both cores have computed their channels of ``rows`` rows.
+
+    The model: a core issues one beat per cycle; a tile takes no less time than its drain, which
+    makes one column per cycle and serves both cores; where the DSP core reads a word in the same
+    cycle (one in ``beats``), the LUT core waits for it. With one beat per word it always does, so
+    that the LUT core has to wait until the other has finished.
+    """
+    row_tiles = -(-rows // config.lanes)
+
+    def cycles(count: int, columns: int, beats_per_word: float) -> float:
+        tiles, last = divmod(count, columns)
+        beats_per_tile = taps * blocks * beats_per_word
+        return row_tiles * (
+            tiles * max(beats_per_tile, columns) + bool(last) * max(beats_per_tile, last)
+        )
+
+    dsp = cycles(channels - lut_channels, config.dsp_columns, beats)
+    if not lut_channels:
+        return dsp
+    if beats == 1:
+        lut = dsp + cycles(lut_channels, config.lut_columns, lut_bits)
+    else:
+        lut = cycles(lut_channels, config.lut_columns, lut_bits + 1 / beats)
+    return max(dsp, lut, row_tiles * channels)
+
+
+def split_channels(
+    config: Config,
+    *,
+    rows: int,
+    blocks: int,
+    channels: int,
+    beats: int,
+    lut_bits: int,
+    taps: int = 1,
+    share: float | None = None,
+) -> int:
+    """Return how many of a layer's last outputs the LUT core takes.
+
+    A multiple of ``config.block`` (a word of the output has one writer) or all; 0 without a LUT
+    core. Where ``channels`` is no multiple of it, there is nothing between 0 and all.
+
+    Parameters
+    ----------
+    rows
+        Rows of the GEMM, output pixels of a convolution, of the whole batch.
+    blocks, taps
+        Blocks of input channels per tap, and taps (1 for a linear layer).
+    channels
+        Outputs.
+    beats, lut_bits
+        Beats per block on the DSP core (N of N:B), and on the LUT core.
+    share
+        Part of the channels that the LUT core takes, 0..1, rounded to blocks; None: as many as let
+        both cores finish together, and of equally fast divisions the one with the fewest.
+
+    Raises
+    ------
+    CompileError
+        If ``share`` is out of range, or more than 0 and the LUT core gets no column.
+    """
+    block = config.block
+    choices = [0, channels]
+    if channels % block == 0:
+        choices = list(range(0, channels + 1, block))
+    if share is None:
+        if not config.lut_columns:
+            return 0
+        return min(
+            choices,
+            key=lambda count: finish_cycles(
+                config, rows=rows, blocks=blocks, channels=channels, beats=beats,
+                lut_bits=lut_bits, taps=taps, lut_channels=count,
+            ),
+        )  # fmt: skip
+    if not 0 <= share <= 1:
+        raise CompileError(f"the LUT core's share must be 0..1, not {share}")
+    if share and not config.lut_columns:
+        raise CompileError(
+            f"the LUT core's share is {share}, but configuration {config.name!r} has none:"
+            " set lut_columns and lut_weight_depth"
+        )
+    count = min(choices, key=lambda count: abs(count - share * channels))
+    if share and not count:
+        raise CompileError(
+            f"a share of {share} of {channels} channels leaves the LUT core no block of {block}"
+        )
+    return count

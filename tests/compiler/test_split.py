@@ -1,0 +1,67 @@
+"""The division of a layer between the two cores."""
+
+import itertools
+
+import pytest
+
+from twillcore.compiler.errors import CompileError
+from twillcore.compiler.split import finish_cycles, split_channels
+from twillcore.config import PRESETS
+
+TINY = PRESETS["tiny"]
+DUAL = TINY.replace(lanes=14, dsp_columns=24, operand_depth=0, lut_columns=16,
+                    lut_weight_depth=1024)  # fmt: skip
+LAYER = {"rows": 196, "blocks": 32, "channels": 256, "beats": 8, "lut_bits": 4, "taps": 9}
+
+
+def test_no_core_no_channels():
+    assert split_channels(TINY, **LAYER) == 0
+
+
+def test_both_cores_finish_together():
+    """24 columns at 8 beats and 16 at a little more than 4: 5 and 9 column tiles."""
+    count = split_channels(DUAL, **LAYER)
+    assert count == 136
+    dsp = finish_cycles(DUAL, **LAYER | {"channels": 120}, lut_channels=0)
+    assert dsp == 14 * 5 * 9 * 32 * 8
+    assert finish_cycles(DUAL, **LAYER, lut_channels=136) == dsp
+
+
+@pytest.mark.parametrize(
+    ("channels", "beats", "bits"), list(itertools.product([8, 64, 200, 512], [2, 4, 8], [2, 4, 8]))
+)
+def test_no_other_division_is_faster(channels, beats, bits):
+    layer = LAYER | {"channels": channels, "beats": beats, "lut_bits": bits}
+    count = split_channels(DUAL, **layer)
+    assert count % 8 == 0
+    best = finish_cycles(DUAL, **layer, lut_channels=count)
+    for other in range(0, channels + 1, 8):
+        cycles = finish_cycles(DUAL, **layer, lut_channels=other)
+        assert cycles > best or (cycles == best and other >= count)
+
+
+def test_a_core_that_never_gets_a_word_gets_no_channels():
+    """With one beat per word the DSP core reads in every cycle."""
+    assert split_channels(DUAL, **LAYER | {"channels": 48, "beats": 1, "lut_bits": 8}) == 0
+
+
+def test_a_layer_whose_channels_fill_no_blocks_is_not_divided():
+    assert split_channels(DUAL, **LAYER | {"channels": 1001}) in (0, 1001)
+
+
+@pytest.mark.parametrize(("share", "count"), [(0, 0), (0.5, 128), (1, 256), (0.26, 64)])
+def test_a_share_is_kept(share, count):
+    assert split_channels(DUAL, **LAYER, share=share) == count
+
+
+@pytest.mark.parametrize(
+    ("config", "share", "message"),
+    [
+        (DUAL, 1.5, r"the LUT core's share must be 0..1, not 1.5"),
+        (DUAL, 0.01, "a share of 0.01 of 256 channels leaves the LUT core no block of 8"),
+        (TINY, 0.5, "the LUT core's share is 0.5, but configuration 'tiny' has none"),
+    ],
+)
+def test_shares_that_cannot_be(config, share, message):
+    with pytest.raises(CompileError, match=message):
+        split_channels(config, **LAYER, share=share)
