@@ -13,8 +13,8 @@ blocks, ``a_step`` words on from tile to tile.
 * Other groups are dense, with zeros.
 * Pooling: tiles of one word, and the identity as weights.
 
-Outputs of the LUT core are runs of their own. Both cores' instructions stand in program order
-by the time at which each would be reached, so that neither queue runs empty.
+Outputs of the LUT core are runs of their own. In program order both cores progress evenly through
+a layer, so that neither queue runs empty and they share the buffers of a band.
 
 Maps that live in DRAM are processed in *bands* of output lines, with the input lines around them.
 A band begins with a row tile. Either all bands pass the weights by, or all weights pass the bands
@@ -518,12 +518,13 @@ class _Layer:
         work = [self._work(chunks, bands, by_bands, fit) for chunks in mine]
         for band in bands:
             self._left[band.row,] = passes
-        queue = [(0, number) for number in range(len(work))]
-        while queue:  # the core that is behind gets its next instruction
-            time, number = heapq.heappop(queue)
-            cycles = next(work[number], None)
-            if cycles is not None:
-                heapq.heappush(queue, (time + cycles, number))
+        total = [sum(chunk.run.tiles * chunk.run.tile_rows for chunk in part) for part in mine]
+        queue = [(0.0, number) for number in range(len(work))]
+        while queue:  # the core that has done the smaller share of its work is next
+            share, number = heapq.heappop(queue)
+            rows = next(work[number], None)
+            if rows is not None:
+                heapq.heappush(queue, (share + rows / total[number], number))
 
     # How the layer is divided
 
@@ -591,7 +592,7 @@ class _Layer:
 
     def _work(self, chunks: list[_Chunk], bands: list[Band], by_bands: bool, keep: bool
               ) -> Iterator[int]:  # fmt: skip
-        """Append the steps of one core, and yield the beats of each instruction."""
+        """Append the steps of one core; yield the row tiles times weight rows of each."""
         if not by_bands:
             for chunk, band in itertools.product(chunks, bands):
                 yield from self._pass(chunk, band, (band.row, chunk))
@@ -647,7 +648,7 @@ class _Layer:
 
     def _gemm(self, chunk: _Chunk, index: int, band: Band, x: Held, out: Held,
               residual: Held | None) -> int:  # fmt: skip
-        """Append one instruction; return its beats."""
+        """Append one instruction; return its row tiles times its weight rows."""
         low, run, op = self.low, chunk.run, self.op
         start, blocks = chunk.parts[index]
         first, last = index == 0, index == len(chunk.parts) - 1
@@ -694,8 +695,7 @@ class _Layer:
             out=out.place(band.row, run.word), out_row_stride=out.stride,
             words=0 if full else run.words, **flags,
         )  # fmt: skip
-        taps = len(self.g.taps) if self.g else 1
-        return band.rows * run.tiles * taps * blocks * run.beats
+        return band.rows * rows
 
     def _window(self, run: Run, band: Band, x: Held) -> Buffer:
         """Set the window of the run's core; return where its taps are."""
