@@ -21,8 +21,9 @@ A band begins with a row tile. Either all bands pass the weights by, or all weig
 by; where the weights of a layer fit in their memory, they are loaded once.
 
 If two column tiles of weights do not fit, they come in parts of the input blocks: each row tile
-passes all parts, and the sums wait in the accumulators. So that the parts of the next column tile
-can arrive while the last row tile consumes these. That needs instructions of single row tiles, so
+passes all parts, and the sums wait in the accumulators. So the parts of the next column tile can
+arrive while the last row tile consumes these. If not even one column tile fits, row tiles pass the
+parts to and fro, so that only some of them have to come again. That needs instructions of single row tiles, so
 lines that divide a row tile; other maps wait for their weights.
 """
 
@@ -475,10 +476,12 @@ class _Chunk:
             self._places[index] = self.layer.load_weights(self.run, *self.parts[index])
         return self._places[index]
 
-    def used(self) -> None:
-        """Forget the parts that cannot stay for the next row tile."""
+    def forget(self, order: list[int]) -> None:
+        """Forget the parts that cannot stay for the next row tile, those used first."""
         if not self.stays:
-            self._places.clear()
+            largest = max(blocks for _, blocks in self.parts) * self.run.block_rows
+            most = max(self.run.core.depth // largest - 1, 1)  # room for one that arrives
+            self._places = {index: self._places[index] for index in order[-most:]}
 
     @property
     def parameters(self) -> Place:
@@ -622,10 +625,13 @@ class _Layer:
         if len(chunk.parts) == 1:
             yield self._gemm(chunk, 0, band, x, out, residual)
         else:
+            order = list(range(len(chunk.parts)))
             for tile in self._row_tiles(band):
-                for index in range(len(chunk.parts)):
-                    yield self._gemm(chunk, index, tile, x, out, residual)
-                chunk.used()
+                for index in order:
+                    ends = index == order[0], index == order[-1]
+                    yield self._gemm(chunk, index, tile, x, out, residual, *ends)
+                chunk.forget(order)
+                order.reverse()  # what has been used last is still there
         if alone:
             low.store(out, band.row, band.rows, word, words)
             return
@@ -647,11 +653,10 @@ class _Layer:
             )  # fmt: skip
 
     def _gemm(self, chunk: _Chunk, index: int, band: Band, x: Held, out: Held,
-              residual: Held | None) -> int:  # fmt: skip
+              residual: Held | None, first: bool = True, last: bool = True) -> int:  # fmt: skip
         """Append one instruction; return its row tiles times its weight rows."""
         low, run, op = self.low, chunk.run, self.op
         start, blocks = chunk.parts[index]
-        first, last = index == 0, index == len(chunk.parts) - 1
         words = run.tiles * run.words
         w = chunk.weights(index)
         a_word = run.a_word + start
