@@ -30,8 +30,8 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 def write(name: str, title: str, *paragraphs: str) -> None:
     """Write ``docs/results/<name>.md`` with the script, the commit and the machine it came from."""
     origin = (
-        f"Measured by `python bench/{name}.py` at commit {commit()} on {date.today()},"
-        f" {processor()}, Python {platform.python_version()}."
+        f"Measured by `python bench/{Path(sys.argv[0]).name}` at commit {commit()} on"
+        f" {date.today()}, {processor()}, Python {platform.python_version()}."
     )
     RESULTS.mkdir(parents=True, exist_ok=True)
     path = RESULTS / f"{name}.md"
@@ -63,7 +63,11 @@ def processor() -> str:
 
 def causes(result: dict, multipliers: int = 256) -> str:
     """Return where the cycles went that were no useful work, largest first, with their shares."""
-    padding = result["busy"] - round(result["useful_macs"] / multipliers)
-    lost = sorted({"padding": padding, **result["stalls"]}.items(), key=lambda item: -item[1])
-    cycles = result["cycles"]
+    return core_causes(result, round(result["useful_macs"] / multipliers), result["cycles"])
+
+
+def core_causes(core: dict, useful_cycles: int, cycles: int) -> str:
+    """Return the same for any core with ``busy`` and ``stalls``."""
+    causes = {"padding": core["busy"] - useful_cycles, **core["stalls"]}
+    lost = sorted(causes.items(), key=lambda item: -item[1])
     return ", ".join(f"{name} {count:,} ({count / cycles:.1%})" for name, count in lost if count)

@@ -10,8 +10,10 @@ from torch import Tensor, fx
 
 from twillcore.compiler.capture import Captured, is_float, name_of, path_of, shape_of
 from twillcore.compiler.float_graph import (
+    FloatConv,
     FloatGraph,
     FloatLinear,
+    FloatMap,
     FloatMatMul,
     FloatOp,
     FloatSoftmax,
@@ -22,7 +24,16 @@ from twillcore.compiler.float_graph import (
 )
 from twillcore.compiler.rules_view import VIEWS
 from twillcore.compiler.symbols import Host, Scores, layout_of
-from twillcore.compiler.views import Atom, NoViewError, View, dimension, renumber, reshape, size
+from twillcore.compiler.views import (
+    Atom,
+    NoViewError,
+    View,
+    dimension,
+    image_dims,
+    renumber,
+    reshape,
+    size,
+)
 from twillcore.config import Config
 
 
@@ -58,11 +69,11 @@ class Builder:
 
     def tensor(self, name: str, like: FloatTensor | tuple[int, int, int]) -> str:
         """Make a tensor of a shape and return its name, made unique."""
-        shape = like.shape if isinstance(like, FloatTensor) else like
+        shape, grid = (like.shape, like.grid) if isinstance(like, FloatTensor) else (like, None)
         unique, n = name, 2
         while unique in self.tensors or unique in self.masks:
             unique, n = f"{name}.{n}", n + 1
-        self.tensors[unique] = FloatTensor(unique, *shape)
+        self.tensors[unique] = FloatTensor(unique, *shape, grid)
         return unique
 
     def emit(self, op: FloatOp) -> None:
@@ -162,17 +173,82 @@ class Builder:
         key = base, index.tobytes()
         if key in self._gathered:
             return self._gathered[key]
-        out = self.tensor(base, (tensor.batch, tensor.rows, len(index)))
+        out = self.tensor(base, replace(tensor, channels=len(index)))
         self._gathered[key] = out
         producer, kept = self.producers.get(base), (index >= 0).astype(np.float32)
-        if isinstance(producer, FloatLinear):  # compute these channels only
-            weight, bias = producer.weight[index] * kept[:, None], producer.bias[index] * kept
+        if isinstance(producer, FloatLinear) or (  # compute these channels only
+            isinstance(producer, FloatConv) and producer.groups == 1
+        ):
+            weight, bias = (
+                values[index] * kept.reshape(-1, *[1] * (values.ndim - 1))
+                for values in (producer.weight, producer.bias)
+            )
             self.emit(replace(producer, out=out, weight=weight, bias=bias))
+        elif isinstance(producer, FloatMap) and (index >= 0).all():
+            part = self.gather(producer.x, index)
+            factor, offset = producer.factor[index], producer.offset[index]
+            self.emit(replace(producer, out=out, x=part, factor=factor, offset=offset))
         else:
             weight = np.zeros((len(index), tensor.channels), np.float32)
             weight[np.arange(len(index)), index] = kept
-            self.emit(FloatLinear(self.path, out, base, weight, np.zeros_like(kept)))
+            self.pointwise(out, base, weight, np.zeros_like(kept))
         return out
+
+    def pointwise(self, out: str, x: str, weight: np.ndarray, bias: np.ndarray) -> None:
+        """Multiply every row by a matrix (N, K): a linear layer, of an image a convolution."""
+        grid = self.tensors[x].grid
+        if grid in (None, (1, 1)) or not self.config.tap_depth:
+            self.emit(FloatLinear(self.path, out, x, weight, bias))
+        else:
+            self.emit(FloatConv(self.path, out, x, weight[:, None, None], bias))
+
+    def image(self, value: Any, directions: int) -> View:
+        """Return a value as canonical image (batch, channels, height, width).
+
+        With one of two ``directions`` it is (batch, channels, width) and one line high; the batch
+        may be missing. A host value becomes an input of the chip that lies so.
+        """
+        if isinstance(value, Host) and value.node not in self._roots:
+            view = self._image_input(value.node, directions)
+        else:
+            view = self.canonical(self.view(value))
+        rank, tensor = len(view.dims), self.tensors[view.base]
+        if rank not in (directions + 1, directions + 2):
+            raise NoViewError(f"it has {rank} dimensions, and must be (batch, channels, ..)")
+        grid = (1,) * (2 - directions) + view.shape[-directions:]
+        if view.dims != image_dims(tensor.batch, tensor.channels, grid, directions, rank):
+            raise NoViewError(
+                "its dimensions do not lie as batch, channels and lines of pixels: no rows and"
+                " channels in another order"
+            )
+        if tensor.grid not in (None, grid):
+            raise NoViewError(f"an image of {tensor.grid} pixels cannot be seen as {grid}")
+        self.tensors[view.base] = replace(tensor, grid=grid)
+        return view
+
+    def _image_input(self, node: fx.Node, directions: int) -> View:
+        shape = shape_of(node)
+        if not is_float(node) or len(shape) not in (directions + 1, directions + 2):
+            raise NoViewError(f"{node.name} is no image of real numbers")
+        batch = shape[0] if len(shape) == directions + 2 else 1
+        channels = shape[-directions - 1]
+        grid = (1,) * (2 - directions) + tuple(shape[-directions:])
+        base = self.tensor(node.name, FloatTensor("", batch, math.prod(grid), channels, grid))
+        view = View(base, image_dims(batch, channels, grid, directions, len(shape)))
+        self.inputs[base] = layout_of(view.dims, "brc")
+        self.input_nodes[base] = node
+        self._roots[node] = view
+        return view
+
+    def unscaled(self, view: View) -> View:
+        """Return a canonical view with factor 1: a factor of its own becomes an op."""
+        if view.scale == 1:
+            return view
+        tensor = self.tensors[view.base]
+        factor = np.full(tensor.channels, view.scale, np.float32)
+        out = self.tensor(self.node.name, tensor)
+        self.emit(FloatMap(self.path, out, view.base, factor, np.zeros_like(factor)))
+        return View(out, view.dims)
 
     def complete(self, view: View) -> None:
         """Check that a view has all rows and the whole batch of its base."""
@@ -199,6 +275,14 @@ class Builder:
     def is_constant(self, value: Any) -> bool:
         """Whether an operand is a constant tensor."""
         return isinstance(value, Host) and value.node in self.captured.constants
+
+    def require_vector_engine(self) -> None:
+        """Check that the configuration has a vector engine."""
+        if not self.config.wide_depth:
+            raise NoViewError(
+                f"configuration {self.config.name!r} has no vector engine, which this needs: set"
+                " wide_depth and lane_depth"
+            )
 
     def require_operand_memory(self) -> None:
         """Check that the configuration can multiply two activations."""
@@ -228,7 +312,7 @@ class Builder:
                 " columns), or an attention: softmax(q @ k.T) @ v"
             )
         tensor = self.tensors[a.base]
-        out = self.tensor(self.node.name, (tensor.batch, tensor.rows, size(last)))
+        out = self.tensor(self.node.name, replace(tensor, channels=size(last)))
         scale = a.scale * b.scale
         self.emit(FloatMatMul(self.path, out, a.base, b.base, transpose_b, scale))
         return View(out, (*a.dims[:-1], dimension(Atom("c", size(last)))))

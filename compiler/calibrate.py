@@ -1,5 +1,6 @@
 """Run the float graph on calibration inputs and record what range every tensor has."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -12,11 +13,14 @@ from twillcore.compiler.errors import CompileError
 from twillcore.compiler.float_graph import (
     FloatAdd,
     FloatAttention,
+    FloatConcat,
+    FloatConv,
     FloatGraph,
     FloatLayerNorm,
     FloatLinear,
     FloatMap,
     FloatMatMul,
+    FloatMaxPool,
     FloatMultiply,
     FloatOp,
     Floats,
@@ -27,6 +31,8 @@ from twillcore.compiler.float_graph import (
 SAMPLE_ROWS = 512  # rows kept of every tensor, to compare roundings on
 BEFORE = ":before"  # suffix of what a function is applied to
 ALONE = ":alone"  # suffix of a linear layer's result before the residual is added
+BATCH = 8  # samples that are calibrated together, if not for their size
+MOST_VALUES = 1 << 26  # of all tensors together, in one such group
 
 
 @dataclass
@@ -87,13 +93,22 @@ def evaluate(
         record(name, value)
     with torch.no_grad():
         for op in graph.ops:
-            values[op.out] = _EVALUATE[type(op)](op, values, masks, record)
+            values[op.out] = _EVALUATE[type(op)](graph, op, values, masks, record)
             record(op.out, values[op.out])
     return values
 
 
-def _linear(op: FloatLinear, values: Mapping, masks: Mapping, record: Callable) -> Tensor:
+def _linear(
+    graph: FloatGraph, op: FloatLinear, values: Mapping, masks: Mapping, record: Callable
+) -> Tensor:
     x = values[op.x] @ torch.from_numpy(op.weight).T + torch.from_numpy(op.bias)
+    return _drained(op, x, values, record)
+
+
+def _drained(
+    op: FloatLinear | FloatConv | FloatMap, x: Tensor, values: Mapping, record: Callable
+) -> Tensor:
+    """Add the residual and apply the function."""
     if op.residual is not None:
         record(op.out + ALONE, x)
         x = x + values[op.residual]
@@ -102,19 +117,65 @@ def _linear(op: FloatLinear, values: Mapping, masks: Mapping, record: Callable) 
     return apply(op.function, x)
 
 
-def _map(op: FloatMap, values: Mapping, masks: Mapping, record: Callable) -> Tensor:
+def _padded(
+    graph: FloatGraph, op: FloatConv | FloatMaxPool, values: Mapping, fill: float
+) -> Tensor:
+    """Return the image that ``op`` reads as (batch, channels, height, width), with its padding."""
+    source, target = graph.tensors[op.x].grid, graph.tensors[op.out].grid
+    kernel = op.weight.shape[1:3] if isinstance(op, FloatConv) else op.kernel
+    image = values[op.x].unflatten(1, source).permute(0, 3, 1, 2)
+    sides = []
+    for n, m, k, before in zip(source, target, kernel, op.padding, strict=True):
+        needed = (m - 1) * op.stride + (k - 1) * op.dilation + 1
+        sides = [before, needed - before - n, *sides]  # the last direction first; < 0: unused
+    return torch.nn.functional.pad(image, sides, value=fill) if any(sides) else image
+
+
+def _rows(image: Tensor) -> Tensor:
+    return image.flatten(2).transpose(1, 2)
+
+
+def _conv(
+    graph: FloatGraph, op: FloatConv, values: Mapping, masks: Mapping, record: Callable
+) -> Tensor:
+    weight = torch.from_numpy(op.weight).permute(0, 3, 1, 2).contiguous()
+    bias = torch.from_numpy(op.bias)
+    image = _padded(graph, op, values, 0.0)
+    x = torch.nn.functional.conv2d(image, weight, bias, op.stride, 0, op.dilation, op.groups)
+    return _drained(op, _rows(x), values, record)
+
+
+def _max_pool(
+    graph: FloatGraph, op: FloatMaxPool, values: Mapping, masks: Mapping, record: Callable
+) -> Tensor:
+    image = _padded(graph, op, values, -torch.inf)
+    x = torch.nn.functional.max_pool2d(image, op.kernel, op.stride, 0, op.dilation)
+    return _rows(x)
+
+
+def _concat(
+    graph: FloatGraph, op: FloatConcat, values: Mapping, masks: Mapping, record: Callable
+) -> Tensor:
+    return torch.cat([values[part] for part in op.parts], -1)
+
+
+def _map(
+    graph: FloatGraph, op: FloatMap, values: Mapping, masks: Mapping, record: Callable
+) -> Tensor:
     x = values[op.x] * torch.from_numpy(op.factor) + torch.from_numpy(op.offset)
-    if op.function is not None:
-        record(op.out + BEFORE, x)
-    return apply(op.function, x)
+    return _drained(op, x, values, record)
 
 
-def _matmul(op: FloatMatMul, values: Mapping, masks: Mapping, record: Callable) -> Tensor:
+def _matmul(
+    graph: FloatGraph, op: FloatMatMul, values: Mapping, masks: Mapping, record: Callable
+) -> Tensor:
     b = values[op.b]
     return values[op.a] @ (b.transpose(1, 2) if op.transpose_b else b) * op.scale
 
 
-def _attention(op: FloatAttention, values: Mapping, masks: Mapping, record: Callable) -> Tensor:
+def _attention(
+    graph: FloatGraph, op: FloatAttention, values: Mapping, masks: Mapping, record: Callable
+) -> Tensor:
     q, k, v = (
         values[name].unflatten(-1, (op.heads, op.head_channels)).transpose(1, 2)
         for name in (op.q, op.k, op.v)
@@ -126,25 +187,36 @@ def _attention(op: FloatAttention, values: Mapping, masks: Mapping, record: Call
     return (scores.softmax(-1) @ v).transpose(1, 2).flatten(2)
 
 
-def _softmax(op: FloatSoftmax, values: Mapping, masks: Mapping, record: Callable) -> Tensor:
+def _softmax(
+    graph: FloatGraph, op: FloatSoftmax, values: Mapping, masks: Mapping, record: Callable
+) -> Tensor:
     return torch.softmax(values[op.x] * op.scale, -1)
 
 
-def _layer_norm(op: FloatLayerNorm, values: Mapping, masks: Mapping, record: Callable) -> Tensor:
+def _layer_norm(
+    graph: FloatGraph, op: FloatLayerNorm, values: Mapping, masks: Mapping, record: Callable
+) -> Tensor:
     gamma, beta = torch.from_numpy(op.gamma), torch.from_numpy(op.beta)
     return torch.nn.functional.layer_norm(values[op.x], gamma.shape, gamma, beta, op.epsilon)
 
 
-def _add(op: FloatAdd, values: Mapping, masks: Mapping, record: Callable) -> Tensor:
+def _add(
+    graph: FloatGraph, op: FloatAdd, values: Mapping, masks: Mapping, record: Callable
+) -> Tensor:
     return values[op.a] * op.a_scale + values[op.b] * op.b_scale
 
 
-def _multiply(op: FloatMultiply, values: Mapping, masks: Mapping, record: Callable) -> Tensor:
+def _multiply(
+    graph: FloatGraph, op: FloatMultiply, values: Mapping, masks: Mapping, record: Callable
+) -> Tensor:
     return values[op.a] * values[op.b] * op.scale
 
 
 _EVALUATE: dict[type[FloatOp], Callable[..., Tensor]] = {
     FloatLinear: _linear,
+    FloatConv: _conv,
+    FloatMaxPool: _max_pool,
+    FloatConcat: _concat,
     FloatMap: _map,
     FloatMatMul: _matmul,
     FloatAttention: _attention,
@@ -158,7 +230,7 @@ _EVALUATE: dict[type[FloatOp], Callable[..., Tensor]] = {
 def calibrate(
     graph: FloatGraph,
     samples: Sequence[tuple[Mapping[str, NDArray], Mapping[str, NDArray]]],
-    batch: int = 8,
+    batch: int = BATCH,
 ) -> Calibration:
     """Return the ranges of every tensor over ``samples``, pairs of chip inputs and masks.
 
@@ -170,6 +242,8 @@ def calibrate(
         If a tensor becomes NaN or infinite; the first ones are named.
     """
     calibration = Calibration()
+    values = sum(math.prod(tensor.shape) for tensor in graph.tensors.values())
+    batch = max(1, min(batch, MOST_VALUES // max(values, 1)))
     generator = np.random.default_rng(0)
     share = max(1, SAMPLE_ROWS // max(1, -(-len(samples) // batch)))
     bad: dict[str, int] = {}

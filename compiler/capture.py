@@ -25,7 +25,8 @@ class Captured:
 
     ``constants`` holds the value of every node that depends on no input, folded; ``inputs`` are the
     placeholders of the user's inputs in their order, ``outputs`` the nodes (or plain values) that
-    are returned. ``example`` are the inputs with which it was exported.
+    are returned. ``example`` are the inputs with which it was exported, ``layers`` the paths of all
+    modules with parameters.
     """
 
     module: fx.GraphModule
@@ -33,6 +34,7 @@ class Captured:
     inputs: tuple[fx.Node, ...]
     outputs: tuple[Any, ...]
     example: tuple[Tensor, ...]
+    layers: tuple[str, ...] = ()
     notes: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
@@ -72,6 +74,7 @@ def capture(
         tuple(node for node in nodes if node.op == "placeholder"),
         tuple(torch.utils._pytree.tree_leaves(output.args[0])),
         example,
+        tuple(dict.fromkeys(name.rpartition(".")[0] for name in exported.state_dict)),
     )
     if len(captured.inputs) != len(example):
         raise CompileError(

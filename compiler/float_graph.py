@@ -19,11 +19,16 @@ class Layout:
     """How a framework tensor lies in a canonical array.
 
     The canonical array is reshaped to ``sizes``, transposed by ``order`` and reshaped to ``shape``.
+    An input may besides be padded with zeros: it is reshaped to the first numbers of ``padding``,
+    and extended at the ends to the second ones. And its canonical channel c may be channel
+    ``channels[c]`` of what results, or zero if that is -1.
     """
 
     sizes: tuple[int, ...]
     order: tuple[int, ...]
     shape: tuple[int, ...]
+    padding: tuple[tuple[int, int], ...] = ()
+    channels: tuple[int, ...] = ()
 
     def to_framework(self, array: NDArray) -> NDArray:
         """Return the framework's view of a canonical array."""
@@ -31,8 +36,17 @@ class Layout:
 
     def from_framework(self, array: NDArray, canonical: tuple[int, ...]) -> NDArray:
         """Return the canonical array of ``array``, which is broadcast to ``shape`` first."""
-        split = np.broadcast_to(array, self.shape).reshape([self.sizes[i] for i in self.order])
-        return split.transpose(np.argsort(self.order)).reshape(canonical)
+        full = np.broadcast_to(array, self.shape)
+        if self.padding:
+            full = full.reshape([size for size, _ in self.padding])
+            full = np.pad(full, [(0, padded - size) for size, padded in self.padding])
+        split = full.reshape([self.sizes[i] for i in self.order]).transpose(np.argsort(self.order))
+        if not self.channels:
+            return split.reshape(canonical)
+        index = np.array(self.channels)
+        spread = split.reshape(*canonical[:2], -1)[..., index]
+        spread[..., index < 0] = 0
+        return spread
 
 
 @dataclass(frozen=True)
@@ -43,6 +57,7 @@ class FloatTensor:
     batch: int
     rows: int
     channels: int
+    grid: tuple[int, int] | None = None  # (height, width) if the rows are pixels, line by line
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -83,12 +98,54 @@ class FloatLinear(FloatOp):
 
 
 @dataclass(frozen=True)
+class FloatConv(FloatOp):
+    """``function(convolution of x + bias + residual)``; weight (N, height, width, C / groups).
+
+    Stride, padding (top, left), dilation and groups as in :class:`twillcore.compiler.graph.Conv`.
+    """
+
+    x: str
+    weight: Floats
+    bias: Floats
+    stride: int = 1
+    padding: tuple[int, int] = (0, 0)
+    dilation: int = 1
+    groups: int = 1
+    residual: str | None = None
+    function: Function | None = None
+
+    @property
+    def depthwise(self) -> bool:
+        """Whether every output reads one input channel."""
+        return self.groups > 1 and self.weight.shape[3] == 1
+
+
+@dataclass(frozen=True)
+class FloatMaxPool(FloatOp):
+    """Maximum over windows; fields as in :class:`twillcore.compiler.graph.MaxPool`."""
+
+    x: str
+    kernel: tuple[int, int]
+    stride: int
+    padding: tuple[int, int]
+    dilation: int = 1
+
+
+@dataclass(frozen=True)
+class FloatConcat(FloatOp):
+    """Channels of ``parts``, one after the other."""
+
+    parts: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class FloatMap(FloatOp):
-    """``function(x * factor + offset)``; factor and offset (channels,)."""
+    """``function(x * factor + offset + residual)``; factor and offset (channels,)."""
 
     x: str
     factor: Floats
     offset: Floats
+    residual: str | None = None
     function: Function | None = None
 
 
@@ -213,6 +270,7 @@ def float_reads(op: FloatOp) -> Iterator[str]:
         tensor = getattr(op, name, None)
         if isinstance(tensor, str):
             yield tensor
+    yield from getattr(op, "parts", ())
 
 
 def without_dead(graph: FloatGraph) -> FloatGraph:

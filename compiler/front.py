@@ -25,6 +25,8 @@ from twillcore.compiler.host import (
 from twillcore.compiler.lower import lower
 from twillcore.compiler.quantize import quantize
 from twillcore.compiler.serialize import graph_to_bytes
+from twillcore.compiler.shares import NO_SHARES, Shares
+from twillcore.compiler.strides import reduce_strides
 from twillcore.compiler.verify import verify
 from twillcore.config import Config
 
@@ -60,12 +62,16 @@ def run_front(
     example_inputs: Sequence[Tensor],
     config: Config,
     calibration: Sequence[tuple[Tensor, ...]] = (),
+    shares: Shares = NO_SHARES,
+    fold_inputs: bool | None = None,
 ) -> Front:
     """Capture, lower, fold, calibrate, quantise and verify.
 
     Parameters
     ----------
     calibration : tuples of inputs like ``example_inputs``; the example itself, if empty
+    shares : what the LUT core computes of which layers
+    fold_inputs : see :func:`twillcore.compiler.strides.reduce_strides`
 
     Raises
     ------
@@ -74,12 +80,14 @@ def run_front(
     """
     captured = capture(module, example_inputs)
     samples = _check_calibration(captured, calibration)
+    shares.check(captured.layers, config)
     lowered = lower(captured, config)
     programs = split_host(captured, lowered)
-    source = fold(lowered.graph)
+    folded = fold(lowered.graph, vector_engine=bool(config.wide_depth))
+    source = reduce_strides(folded, config, fold_inputs)
     _compare(captured, programs, source)
     ranges = calibrate(source, chip_samples(programs, source, samples))
-    graph = quantize(source, ranges, config)
+    graph = quantize(source, ranges, config, shares)
     verify(graph)
     interface = interface_of(captured, source, graph, programs)
     return Front(captured, programs, source, ranges, graph, interface)

@@ -94,7 +94,11 @@ class Interface:
         fields = json.loads(data)
 
         def layout(d: dict) -> Layout:
-            return Layout(*(tuple(d[key]) for key in ("sizes", "order", "shape")))
+            return Layout(
+                *(tuple(d[key]) for key in ("sizes", "order", "shape")),
+                tuple(map(tuple, d["padding"])),
+                tuple(d["channels"]),
+            )
 
         def tensor(d: dict) -> ChipTensor:
             shift = tuple(d["channel_shift"])

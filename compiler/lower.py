@@ -22,16 +22,17 @@ from twillcore.compiler.float_graph import FloatGraph
 from twillcore.compiler.rules_pointwise import POINTWISE, unary
 from twillcore.compiler.rules_product import PRODUCTS
 from twillcore.compiler.rules_view import IDENTITIES, PIECES, VIEWS, identity
+from twillcore.compiler.rules_window import WINDOWS
 from twillcore.compiler.symbols import Elsewhere, Host, Scores, Value
 from twillcore.compiler.views import NoViewError, View
 from twillcore.config import Config
 
-RULES = {**VIEWS, **PIECES, **PRODUCTS, **POINTWISE}
+RULES = {**VIEWS, **PIECES, **PRODUCTS, **POINTWISE, **WINDOWS}
 
 #: Operators for which the chip exists: what stands before the first of them is the host's.
 ANCHORS = frozenset(
     {"linear", "addmm", "mm", "bmm", "baddbmm", "matmul", "scaled_dot_product_attention"}
-    | {"layer_norm", "softmax"}
+    | {"layer_norm", "softmax", "conv1d", "conv2d", "convolution"}
 )
 #: Operators that end the chip's part when they leave rows out or put them together.
 POOLING = frozenset(
@@ -45,13 +46,14 @@ HEAVY = frozenset(
 )
 #: What to do instead, by the beginning of an operator's name.
 HINTS = {
-    "conv": "no convolutions yet; a patch embedding (kernel = stride) is unfold + nn.Linear",
+    "conv": "convolution in one or two directions only, and not transposed",
     "lstm": "no recurrent layers; use an encoder",
     "gru": "no recurrent layers; use an encoder",
-    "mean": "mean over channels: use nn.LayerNorm; pooling over rows runs on the host",
     "pow": "write x * x, or use nn.LayerNorm instead of another normalisation",
     "rms_norm": "use nn.LayerNorm",
-    "cat": "join tensors before the first layer or after the last, where the host does it",
+    "adaptive_max_pool": "use nn.MaxPool2d",
+    "pad": "use the padding of the convolution or pooling that follows",
+    "upsample": "no interpolation",
     "einsum": "write it with matmul and transpose",
     "group_norm": "use nn.LayerNorm, or nn.BatchNorm1d, which is folded",
     "exp": "use softmax",
@@ -98,7 +100,7 @@ def _lower(captured: Captured, config: Config, rows_first: bool) -> Lowered:
     suffix = _suffix(captured, trial, evaluate(trial, None))
     chip = {n for n, v in trial.values.items() if not isinstance(v, Host | Elsewhere)} - suffix
     if not any(name_of(node) in ANCHORS for node in chip):
-        raise CompileError("nothing runs on the chip: no linear, matmul, attention or norm")
+        raise CompileError("nothing runs on the chip: no linear, conv, matmul, attention or norm")
     final = Builder(captured, config, rows_first)
     evaluate(final, chip)
     outputs = tuple(

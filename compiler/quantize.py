@@ -3,7 +3,8 @@
 Every float tensor gets an int8 form, an int16 form or both, as its readers need. A scale follows
 from the absolute maximum over the calibration inputs. Int8 tensors that only linear layers read
 have power-of-two factors between channels (``channel_shift``), which the columns of those layers'
-weights take up. The int16 forms that a residual connects differ by powers of two.
+weights take up. The forms that a residual connects differ by powers of two: int16 for rows of
+tokens, int8 for images, and without a wide memory for all.
 """
 
 import math
@@ -16,18 +17,24 @@ from twillcore.compiler.errors import CompileError
 from twillcore.compiler.float_graph import (
     FloatAdd,
     FloatAttention,
+    FloatConcat,
+    FloatConv,
     FloatGraph,
     FloatLayerNorm,
     FloatLinear,
     FloatMap,
     FloatMatMul,
+    FloatMaxPool,
     FloatMultiply,
     FloatOp,
     Floats,
     FloatSoftmax,
 )
+from twillcore.compiler.float_graph import Function as FloatFunction
 from twillcore.compiler.graph import (
     Attention,
+    Concat,
+    Conv,
     Elementwise,
     Graph,
     Ints,
@@ -35,6 +42,7 @@ from twillcore.compiler.graph import (
     Linear,
     Map,
     MatMul,
+    MaxPool,
     Op,
     Softmax,
     Tensor,
@@ -45,7 +53,9 @@ from twillcore.compiler.scales import (
     OCTAVES,
     SPAN,
     TINY,
+    TRIAL_OUTPUTS,
     Int8Scale,
+    QuantisedWeight,
     common_multipliers,
     lane_numerator,
     make_table,
@@ -53,28 +63,36 @@ from twillcore.compiler.scales import (
     plain_scale,
     positive_multiplier,
     quantise_weight,
+    related_scales,
     smooth_scale,
     table_input_scale,
 )
-from twillcore.compiler.sparsify import beats_per_block
+from twillcore.compiler.shares import NO_SHARES, LutShare, Shares
+from twillcore.compiler.sparsify import beats_per_block, window_beats
+from twillcore.compiler.split import split_channels
+from twillcore.compiler.ties import Ties
 from twillcore.config import Config
 from twillcore.isa import ElementwiseOp, Function
 from twillcore.numerics import INT8_MAX, INT16_MAX, NORM_FRACTION_BITS
 
 EPSILON_LIMIT = (1 << 32) - 1
 RESIDUAL_SHIFTS = range(-8, 16)
+CLIP_TOLERANCE = 1.004  # half a step of int8: where saturation counts as the clip of a function
 SMALLEST_LOGIT_FACTOR = 2.0**-13  # below it, the bias of a masked key would not saturate the logit
 
 
-def quantize(graph: FloatGraph, calibration: Calibration, config: Config) -> Graph:
-    """Return the integer graph.
+def quantize(
+    graph: FloatGraph, calibration: Calibration, config: Config, shares: Shares = NO_SHARES
+) -> Graph:
+    """Return the integer graph; ``shares`` say what the LUT core computes.
 
     Raises
     ------
     CompileError
-        If a tensor has no range in ``calibration``.
+        If a tensor has no range in ``calibration``, functions need a table that the configuration
+        has not (all of them in one message), or a layer cannot be divided as its share says.
     """
-    return _Quantizer(graph, calibration, config).run()
+    return _Quantizer(graph, calibration, config, shares).run()
 
 
 def wide_name(name: str) -> str:
@@ -87,17 +105,26 @@ class _Quantizer:
     source: FloatGraph
     calibration: Calibration
     config: Config
+    shares: Shares = NO_SHARES
     tensors: dict[str, Tensor] = field(default_factory=dict)
+    formats: dict[str, Int8Scale] = field(default_factory=dict)
+    tableless: list[str] = field(default_factory=list)  # functions that would need a table
     ops: list[Op] = field(default_factory=list)
     masks: dict[str, str] = field(default_factory=dict)  # mask input: mask of the float graph
 
     def run(self) -> Graph:
         self.producers = {op.out: op for op in self.source.ops}
         self.need8, self.need16 = self._needs()
+        self.ties = Ties(self.source, {op.out for op in self.source.ops if self._ties(op)})
         for name in self.source.inputs:
             self._input(name)
         for op in self.source.ops:
             _RULES[type(op)](self, op)
+        if self.tableless:
+            raise CompileError(
+                f"configuration {self.config.name!r} has no function table (function_table ="
+                f" false): use ReLU instead of {'; '.join(self.tableless)}"
+            )
         outputs = tuple(dict.fromkeys(self._form(name, 16) for name, _, _ in self.source.outputs))
         inputs = tuple(
             form
@@ -116,12 +143,14 @@ class _Quantizer:
         need8, need16, either = set(), set(), set()
         for op in self.source.ops:
             match op:
-                case FloatLinear():
+                case FloatLinear() | FloatConv() | FloatMap():
                     need8.add(op.x)
                     if op.residual is not None:
-                        need16.add(op.residual)
-                case FloatMap() | FloatSoftmax():
+                        (need8 if self._narrow_residual(op) else need16).add(op.residual)
+                case FloatSoftmax() | FloatMaxPool():
                     need8.add(op.x)
+                case FloatConcat():
+                    need8 |= set(op.parts)
                 case FloatMatMul():
                     need8 |= {op.a, op.b}
                 case FloatAttention():
@@ -132,9 +161,30 @@ class _Quantizer:
                     either |= {op.a, op.b}
         either |= {name for name, _, _ in self.source.outputs}
         for name in either:
-            narrow_only = isinstance(self.producers.get(name), FloatAttention | FloatSoftmax)
+            narrow_only = isinstance(
+                self.producers.get(name),
+                FloatAttention | FloatSoftmax | FloatMaxPool | FloatConcat,
+            )
+            narrow_only |= not self.config.wide_depth or self._is_image(name)
             (need8 if narrow_only else need16).add(name)
         return need8, need16
+
+    def _is_image(self, name: str) -> bool:
+        """Whether a tensor has more than one pixel: such tensors are int8."""
+        return self.source.tensors[name].grid not in (None, (1, 1))
+
+    def _narrow_residual(self, op: FloatLinear | FloatConv | FloatMap) -> bool:
+        """Whether the residual of an op is int8: of images, and without wide memory."""
+        return not self.config.wide_depth or self.source.tensors[op.out].grid is not None
+
+    def _ties(self, op: FloatOp) -> bool:
+        """Whether an op adds an int8 residual so that its result has a related scale."""
+        return (
+            getattr(op, "residual", None) is not None
+            and self._narrow_residual(op)
+            and op.out not in self.need16
+            and (op.function is None or op.function.name == "relu")
+        )
 
     def _form(self, name: str, bits: int) -> str:
         """Return the form of a tensor that has ``bits``, or else the one there is."""
@@ -147,7 +197,7 @@ class _Quantizer:
         form = name if bits == 8 else wide_name(name)
         if shift is not None and not shift.any():
             shift = None
-        self.tensors[form] = Tensor(form, *tensor.shape, bits, float(scale), shift)
+        self.tensors[form] = Tensor(form, *tensor.shape, bits, float(scale), shift, tensor.grid)
         return form
 
     def _declare8(self, name: str, scale: Int8Scale) -> str:
@@ -169,28 +219,66 @@ class _Quantizer:
     # Scales
 
     def _scale8(self, name: str, span: int) -> Int8Scale:
-        """Choose the int8 format of a tensor."""
+        """Choose the int8 format of a tensor, and of those that are tied to it."""
+        if name not in self.formats:
+            groups = self.ties.related(name)
+            if len(groups) > 1:
+                peaks = [max(self.range(n).peak for n in group) for group in groups]
+                samples = [
+                    np.concatenate([self.range(n).sample.reshape(-1) for n in group])
+                    for group in groups
+                ]
+                scales = related_scales(list(zip(peaks, samples, strict=True)))
+            else:
+                scales = [None]
+            for group, scale in zip(groups, scales, strict=True):
+                channels = {n: self.source.tensors[n].channels for n in group}
+                if scale is None and len(group) > 1 and len(set(channels.values())) > 1:
+                    scale = max(self.range(n).peak for n in group) / INT8_MAX
+                if scale is None:
+                    form = self._free_scale8(group, span)
+                    self.formats |= dict.fromkeys(group, form)
+                    continue
+                for n in group:
+                    zeros = np.zeros(channels[n], np.int64)
+                    self.formats[n] = Int8Scale(max(scale, TINY), zeros)
+        return self.formats[name]
+
+    def _free_scale8(self, group: list[str], span: int) -> Int8Scale:
+        """Choose the format of tensors with one scale, the first of which is pooled to others."""
+        values = max((self.range(n) for n in group), key=lambda r: r.peak)
         weights: list[Floats] = []
+        plain = any(n in self.ties.plain or self._converted(n) for n in group)
         for op in self.source.ops:
             match op:
-                case FloatLinear() if op.x == name:
-                    weights.append(op.weight)
-                case FloatMap() if op.x == name:
-                    return plain_scale(self.range(name))
-                case FloatMatMul() if name in (op.a, op.b):
-                    return plain_scale(self.range(name))
-                case FloatSoftmax() if op.x == name:
-                    return plain_scale(self.range(name))
-                case FloatAttention() if name in (op.q, op.k, op.v):
-                    return plain_scale(self.range(name))
-                case FloatAdd() | FloatMultiply() if name in (op.a, op.b) and not self._wide(name):
-                    return plain_scale(self.range(name))
-        if not weights:
-            return plain_scale(self.range(name))
-        return smooth_scale(self.range(name), weights, span)
+                case FloatLinear() | FloatConv() if op.x in group:
+                    weights.append(_by_inputs(op))
+                    share = self._share(op)
+                    plain |= share is not None and share.bits < 8  # they would need more bits
+                    plain |= op.residual in group and self._narrow_residual(op)
+                case FloatLinear() | FloatConv() if op.residual in group:
+                    plain |= self._narrow_residual(op)
+                case FloatMap() if op.x in group or op.residual in group:
+                    plain |= op.x in group or self._narrow_residual(op)
+                case FloatMatMul():
+                    plain |= op.a in group or op.b in group
+                case FloatSoftmax():
+                    plain |= op.x in group
+                case FloatAttention():
+                    plain |= any(n in group for n in (op.q, op.k, op.v))
+                case FloatAdd() | FloatMultiply():
+                    plain |= any(n in group and n not in self.need16 for n in (op.a, op.b))
+        if plain or not weights:
+            return plain_scale(values)
+        clips = [_clip(getattr(self.producers.get(n), "function", None)) for n in group]
+        limit = next((clip[1] for clip in clips if clip), None)
+        return smooth_scale(values, weights, span, limit)
 
-    def _wide(self, name: str) -> bool:
-        return name in self.need16
+    def _converted(self, name: str) -> bool:
+        """Whether the int8 form of a tensor is made of its int16 form."""
+        producer = self.producers.get(name)
+        both = name in self.need8 and name in self.need16
+        return both and producer is not None and not isinstance(producer, FloatLayerNorm)
 
     def _scale16(self, name: str, peak: float) -> float:
         """Choose the scale of an int16 tensor that holds values up to ``peak``."""
@@ -216,17 +304,76 @@ class _Quantizer:
 
     # Ops
 
-    def linear(self, op: FloatLinear) -> None:
-        x = self.tensors[op.x]
-        x_scale = Int8Scale(x.scale, _shift(x))
+    def linear(self, op: FloatLinear | FloatConv) -> None:
         out, scale, tail = self._drain(op)
-        quantised = quantise_weight(op.weight, op.bias, x_scale, scale * INT16_MAX)
+        quantised, lut = self._weights(op, scale)
         multiplier, shift = multipliers(quantised.unit / scale)
-        beats = beats_per_block(quantised.weight, self.config.block)
-        self.ops.append(
-            Linear(op.name, op.x, out, quantised.weight, beats, quantised.bias, multiplier, shift,
-                   **tail)
-        )  # fmt: skip
+        weight = quantised.weight.reshape(op.weight.shape)
+        tail |= {"bias": quantised.bias, "multiplier": multiplier, "shift": shift}
+        tail |= {"beats": self._beats(op, weight[: len(weight) - lut])}
+        if lut:
+            tail |= {"lut_channels": lut, "lut_bits": self._share(op).bits}
+        if isinstance(op, FloatConv):
+            geometry = op.stride, op.padding, op.dilation, op.groups
+            self.ops.append(Conv(op.name, op.x, out, weight, *geometry, **tail))
+        else:
+            self.ops.append(Linear(op.name, op.x, out, weight, **tail))
+        self._other_form(op, out)
+
+    def _weights(self, op: FloatLinear | FloatConv, scale: float) -> tuple[QuantisedWeight, int]:
+        """Return the weights (N, K) of a layer, and how many outputs are the LUT core's."""
+        x = self.tensors[op.x]
+        rows = op.weight.reshape(len(op.weight), -1)
+        factors = np.broadcast_to(_per_input(op, _shift(x)), op.weight.shape).reshape(rows.shape)
+
+        def quantised(part: slice, bits: int = 8) -> QuantisedWeight:
+            form = Int8Scale(x.scale, factors[part])
+            return quantise_weight(rows[part], op.bias[part], form, scale * INT16_MAX, bits)
+
+        whole = quantised(slice(None))
+        share = self._share(op)
+        if share is None:
+            return whole, 0
+        tensor, taps = self.source.tensors[op.out], math.prod(op.weight.shape[1:-1])
+        try:
+            lut = split_channels(
+                self.config,
+                rows=tensor.batch * tensor.rows,
+                blocks=-(-op.weight.shape[-1] // self.config.block),
+                channels=len(rows),
+                beats=self._beats(op, whole.weight.reshape(op.weight.shape)),
+                lut_bits=share.bits,
+                taps=taps,
+                share=share.share,
+            )
+        except CompileError as error:
+            raise CompileError(f"{op.name}: {error}") from None
+        if not lut or share.bits == 8:
+            return whole, lut
+        here = len(rows) - lut
+        few = quantised(slice(here, None), share.bits)
+        parts = ((getattr(whole, f)[:here], getattr(few, f)) for f in ("weight", "bias", "unit"))
+        return QuantisedWeight(*map(np.concatenate, parts)), lut
+
+    def _share(self, op: FloatLinear | FloatConv) -> LutShare | None:
+        """Return what the LUT core may compute of a layer; it does no groups."""
+        if not self.config.lut_columns or getattr(op, "groups", 1) > 1:
+            return None
+        return self.shares.of(op.name)
+
+    def _beats(self, op: FloatLinear | FloatConv, weight: np.ndarray) -> int:
+        if isinstance(op, FloatConv):
+            return window_beats(weight, op.groups, self.config.block)
+        return beats_per_block(weight, self.config.block)
+
+    def max_pool(self, op: FloatMaxPool) -> None:
+        out = self._declare8(op.out, self._scale8(op.out, SPAN))
+        self.ops.append(MaxPool(op.name, op.x, out, op.kernel, op.stride, op.padding, op.dilation))
+        self._other_form(op, out)
+
+    def concat(self, op: FloatConcat) -> None:
+        out = self._declare8(op.out, self._scale8(op.out, SPAN))
+        self.ops.append(Concat(op.name, op.parts, out))
         self._other_form(op, out)
 
     def map(self, op: FloatMap) -> None:
@@ -240,13 +387,13 @@ class _Quantizer:
         self.ops.append(Map(op.name, op.x, out, bias, multiplier, shift, **tail))
         self._other_form(op, out)
 
-    def _drain(self, op: FloatLinear | FloatMap) -> tuple[str, float, dict]:
+    def _drain(self, op: FloatLinear | FloatConv | FloatMap) -> tuple[str, float, dict]:
         """Choose the output format of a drain.
 
         Returns the output, the real value of one unit of the scaled accumulator, and the remaining
         fields of the op.
         """
-        residual = getattr(op, "residual", None)
+        residual = op.residual
         after = self.range(op.out)
         wide = op.out in self.need16
         narrow_shift = np.zeros(len(after.low), np.int64)
@@ -257,15 +404,22 @@ class _Quantizer:
             spare = SPAN - int(out8.shift.max(initial=0))
             narrow_shift = out8.shift + spare
             scale = out8.scale / 2.0**spare
-        tail: dict = {"function": Function.NONE}
+        function = self._function(op, out8)
+        tail: dict = {"function": function}
         before = scale
-        if op.function is not None and op.function.name == "relu":
-            tail["function"] = Function.RELU
-        elif op.function is not None:
+        if function == Function.TABLE:
             before = table_input_scale(op.function, self.range(op.out + BEFORE))
         if residual is not None:
-            wide_residual = self.tensors[self._form(residual, 16)]
-            if op.function is None or op.function.name == "relu":
+            bits = 8 if self._narrow_residual(op) else 16
+            wide_residual = self.tensors[self._form(residual, bits)]
+            if function != Function.TABLE and self._ties(op):
+                whole = round(math.log2(out8.scale / wide_residual.scale))  # exactly
+                finest = self._peak(op) / INT16_MAX
+                j = math.ceil(math.log2(max(finest, TINY) / wide_residual.scale) - 1e-9)
+                j = min(max(j, RESIDUAL_SHIFTS[0], whole - 15), whole, RESIDUAL_SHIFTS[-1])
+                before = scale = wide_residual.scale * 2.0**j
+                narrow_shift = np.full_like(narrow_shift, whole - j)
+            elif function != Function.TABLE:
                 finest = scale if wide else max(scale, self._peak(op) / INT16_MAX)
                 before, j = self._related(wide_residual.scale, finest)
                 if not wide:  # the residual's scale decides, the int8 format follows
@@ -276,18 +430,28 @@ class _Quantizer:
             else:
                 before, j = self._related(wide_residual.scale, before)
             tail |= {"residual": wide_residual.name, "residual_shift": j}
-        if op.function is not None and op.function.name != "relu":
-            tail["function"] = Function.TABLE
+        if function == Function.TABLE:
             tail["table"] = make_table(op.function, before, scale).entries
         out = self._declare(op.out, 16, scale) if wide else self._declare8(op.out, out8)
         return out, before, {"narrow_shift": narrow_shift, **tail}
 
-    def _peak(self, op: FloatLinear | FloatMap) -> float:
+    def _function(self, op: FloatLinear | FloatConv | FloatMap, out: Int8Scale | None) -> Function:
+        """Choose how the drain computes a function; ``out`` is the int8 format of the result."""
+        if op.function is None or op.function.name == "relu":
+            return Function.NONE if op.function is None else Function.RELU
+        clip = _clip(op.function)
+        if clip is not None and out is not None and op.residual is None:
+            top = out.scale * 2.0 ** int(out.shift.max(initial=0)) * INT8_MAX
+            if top <= clip[1] * CLIP_TOLERANCE:  # int8 saturates there
+                return Function.NONE if clip[0] else Function.RELU
+        if not self.config.function_table:
+            self.tableless.append(f"{op.function} in {op.name}")
+        return Function.TABLE
+
+    def _peak(self, op: FloatLinear | FloatConv | FloatMap) -> float:
         """Largest value on the way through a drain."""
         peak = self.range(op.out).peak
-        if getattr(op, "residual", None) is not None and (
-            op.function is None or op.function.name == "relu"
-        ):
+        if op.residual is not None and (op.function is None or op.function.name == "relu"):
             peak = max(peak, self.range(op.out + ALONE).peak, self.range(op.residual).peak)
         return peak
 
@@ -296,7 +460,7 @@ class _Quantizer:
         name = op.out
         tensor = self.tensors[out]
         if tensor.bits == 16 and name in self.need8:
-            scale = plain_scale(self.range(name)).scale
+            scale = self._scale8(name, SPAN).scale
             form = self._declare(name, 8, scale)
             self._convert(op.name, out, form, tensor.scale / scale * 256, 8)
         elif tensor.bits == 8 and name in self.need16:
@@ -429,6 +593,47 @@ def _shift(tensor: Tensor) -> Ints:
     return tensor.channel_shift
 
 
+def _per_input(op: FloatLinear | FloatConv, values: Ints) -> Ints:
+    """Return a value per input channel in a shape that broadcasts to the weight of ``op``."""
+    if isinstance(op, FloatLinear) or op.groups == 1:
+        return values
+    grouped = values.reshape(op.groups, 1, 1, -1)
+    return np.repeat(grouped, len(op.weight) // op.groups, 0)
+
+
+def _by_inputs(op: FloatLinear | FloatConv) -> Floats:
+    """Return some rows of the weight of a layer as (rows, inputs): of a convolution, of all taps.
+
+    A row has the weights of one output and tap, 0 for inputs of other groups.
+    """
+    if isinstance(op, FloatLinear):
+        return op.weight
+    inputs = op.weight.shape[3]
+    rows = op.weight.reshape(-1, inputs)
+    if op.groups == 1:
+        return rows
+    if op.depthwise:  # rows without any other input: one per input is enough
+        tallest = np.abs(op.weight).reshape(op.groups, -1).max(1)
+        return np.diag(tallest)
+    taps = len(rows) // len(op.weight)
+    group = np.arange(len(rows)) // taps // (len(op.weight) // op.groups)
+    step = -(-len(rows) // (4 * TRIAL_OUTPUTS))
+    spread = np.zeros((len(rows[::step]), op.groups * inputs), np.float32)
+    columns = group[::step, None] * inputs + np.arange(inputs)
+    np.put_along_axis(spread, columns, rows[::step], 1)
+    return spread
+
+
+def _clip(function: FloatFunction | None) -> tuple[float, float] | None:
+    """Return the bounds of a function that clips to (0, high) or (-high, high), else None."""
+    if function is None or function.name not in ("relu6", "hardtanh"):
+        return None
+    low, high = (0.0, 6.0) if function.name == "relu6" else (*function.arguments, -1.0, 1.0)[:2]
+    if function.name == "hardtanh" and len(function.arguments) == 1:
+        low, high = function.arguments[0], 1.0
+    return (low, high) if high > 0 and low in (0.0, -high) else None
+
+
 def _norm_parameters(gamma: Floats, beta: Floats) -> tuple[Ints, Ints, Ints]:
     """Return integer gamma, beta and shift; ``gamma`` and ``beta`` are in units of the output."""
     gamma, beta = gamma.astype(np.float64), beta.astype(np.float64)
@@ -447,6 +652,9 @@ def _norm_parameters(gamma: Floats, beta: Floats) -> tuple[Ints, Ints, Ints]:
 
 _RULES = {
     FloatLinear: _Quantizer.linear,
+    FloatConv: _Quantizer.linear,
+    FloatMaxPool: _Quantizer.max_pool,
+    FloatConcat: _Quantizer.concat,
     FloatMap: _Quantizer.map,
     FloatMatMul: _Quantizer.matmul,
     FloatAttention: _Quantizer.attention,

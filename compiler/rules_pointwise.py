@@ -51,7 +51,7 @@ def affine(
     factor = np.broadcast_to(np.float32(factor) * np.float32(x.scale), channels)
     offset = np.broadcast_to(np.float32(offset), channels)
     out = low.tensor(low.node.name, low.tensors[x.base])
-    low.emit(FloatMap(low.path, out, x.base, factor.copy(), offset.copy(), function))
+    low.emit(FloatMap(low.path, out, x.base, factor.copy(), offset.copy(), function=function))
     return View(out, x.dims)
 
 
@@ -73,6 +73,12 @@ def batch_norm(
     if training:
         raise NoViewError("batch norm must be in eval mode, with running statistics")
     mean, var = (floats_of(low.constant(v)) for v in (mean, var))
+    wrong = int((~(var + eps > 0)).sum())
+    if wrong:
+        raise NoViewError(
+            f"the running variance of {wrong} of {len(var)} channels is not positive: train the"
+            " batch norm, or leave it out"
+        )
     factor = 1 / np.sqrt(var + eps)
     if weight is not None:
         factor = factor * floats_of(low.constant(weight))
@@ -80,7 +86,7 @@ def batch_norm(
     if bias is not None:
         offset = offset + floats_of(low.constant(bias))
     view = low.view(x)
-    if tuple(view.dims[1]) != view.atoms("c"):
+    if len(view.dims) < 2 or tuple(view.dims[1]) != view.atoms("c"):
         raise NoViewError("batch norm must work along the channels, not along rows")
     return affine(low, view, factor, offset)
 
@@ -200,6 +206,7 @@ def mul(low: Builder, a: Any, b: Any) -> View | Scores:
     else:
         left, right = low.canonical(left), low.canonical(low.view(b))
     _same(low, left, right)
+    low.require_vector_engine()
     out = low.tensor(low.node.name, low.tensors[left.base])
     scale = left.scale * right.scale
     low.emit(FloatMultiply(low.path, out, left.base, right.base, scale))

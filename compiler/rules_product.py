@@ -12,11 +12,13 @@ from twillcore.compiler.builder import Builder
 from twillcore.compiler.capture import is_float, shape_of
 from twillcore.compiler.float_graph import (
     FloatAttention,
-    FloatLinear,
+    FloatConv,
     Floats,
     FloatSoftmax,
+    FloatTensor,
     MaskInput,
 )
+from twillcore.compiler.rules_window import check_window
 from twillcore.compiler.symbols import Host, Scores, floats_of, layout_of
 from twillcore.compiler.views import (
     Atom,
@@ -44,6 +46,8 @@ def _product(low: Builder, x: View, weight: Floats, bias: Floats | None) -> View
     """``x @ weight.T + bias``; weight (N, K)."""
     if weight.ndim != 2:
         raise NoViewError(f"the constant factor must be a matrix, not {list(weight.shape)}")
+    if x.dims and {a.axis for a in x.dims[-1]} in ({"r"}, {"r", "c"}):
+        return _whole_map(low, x, weight, bias)
     if not x.dims or any(a.axis != "c" for a in x.dims[-1]) or x.atoms("c") != x.dims[-1]:
         raise NoViewError("a linear layer must work along the channels, not along rows or heads")
     index, channels = x.channel_index(), low.tensors[x.base].channels
@@ -56,9 +60,25 @@ def _product(low: Builder, x: View, weight: Floats, bias: Floats | None) -> View
         weight = spread
     tensor = low.tensors[x.base]
     outputs = weight.shape[0]
-    out = low.tensor(low.node.name, (tensor.batch, tensor.rows, outputs))
+    out = low.tensor(low.node.name, replace(tensor, channels=outputs))
     bias = np.zeros(outputs, np.float32) if bias is None else bias
-    low.emit(FloatLinear(low.path, out, x.base, weight * np.float32(x.scale), bias))
+    low.pointwise(out, x.base, weight * np.float32(x.scale), bias)
+    return View(out, (*x.dims[:-1], dimension(Atom("c", outputs))))
+
+
+def _whole_map(low: Builder, x: View, weight: Floats, bias: Floats | None) -> View:
+    """Linear layer on all pixels and channels of an image: a convolution with as large a kernel."""
+    x = low.canonical(x)
+    tensor, outputs = low.tensors[x.base], len(weight)
+    if tensor.grid is None or x.dims[:-1] != (dimension(Atom("b", tensor.batch)),):
+        raise NoViewError("a linear layer must work along the channels, not along rows or heads")
+    order = layout_of(x.dims[-1:], "rc")
+    index = order.from_framework(np.arange(weight.shape[1]), (tensor.rows, tensor.channels))
+    kernel = (weight[:, index] * np.float32(x.scale)).reshape(outputs, *tensor.grid, -1)
+    check_window(low, tensor.grid, tensor.grid)
+    out = low.tensor(low.node.name, FloatTensor("", tensor.batch, 1, outputs, (1, 1)))
+    bias = np.zeros(outputs, np.float32) if bias is None else bias
+    low.emit(FloatConv(low.path, out, x.base, kernel, bias))
     return View(out, (*x.dims[:-1], dimension(Atom("c", outputs))))
 
 
@@ -114,6 +134,7 @@ def softmax(low: Builder, x: Any, dim: int, dtype: Any = None) -> View | Scores:
         if x.soft or any(atom.axis != "s" for atom in x.dims[-1]):
             raise NoViewError("softmax must be over the keys")
         return replace(x, soft=True)
+    low.require_vector_engine()
     view, _ = low.rows_and_channels(low.view(x, True))
     out = low.tensor(low.node.name, low.tensors[view.base])
     low.emit(FloatSoftmax(low.path, out, view.base, view.scale))

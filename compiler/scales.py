@@ -26,6 +26,8 @@ HEADROOM = 2.0  # of int16 tensors above the calibrated range
 SPAN = 8  # bits of int16 above int8: factors between channels are 1..2**SPAN
 BIAS_LIMIT = float(1 << 30)
 TINY = 1e-30
+RELATED_STEPS = 16  # per octave: common factors of related scales that are tried
+STEP_RANGE, STEP_TRIALS = (0.3, 1.0), 29  # shares of the largest weight that few bits reach
 TRIAL_ROWS, TRIAL_OUTPUTS, TRIAL_VALUES = 128, 256, 1 << 16  # on which candidates are compared
 
 
@@ -90,12 +92,44 @@ def plain_scale(values: Range) -> Int8Scale:
     return Int8Scale(max(values.peak, TINY) / INT8_MAX, np.zeros(len(values.low), np.int64))
 
 
-def smooth_scale(values: Range, weights: Sequence[Floats], span: int) -> Int8Scale:
+def related_scales(tensors: Sequence[tuple[float, Floats]]) -> list[float]:
+    """Return scales of int8 tensors that differ by powers of two, given (peak, sample) of each.
+
+    The common factor, and for every tensor whether to clip its upper half, are chosen so that the
+    sum of the relative errors of the samples is smallest.
+    """
+    best: tuple[float, list[float]] | None = None
+    for mantissa in 2.0 ** (np.arange(RELATED_STEPS) / RELATED_STEPS):
+        scales, total = [], 0.0
+        for peak, sample in tensors:
+            values = sample.reshape(-1)
+            values = values[:: -(-len(values) // TRIAL_VALUES)].astype(np.float64)
+            needed = max(peak, TINY) / INT8_MAX
+            whole = mantissa * 2.0 ** math.ceil(math.log2(needed / mantissa) - 1e-9)
+            errors = {
+                scale: float(
+                    np.square(
+                        np.clip(np.rint(values / scale), -INT8_MAX, INT8_MAX) * scale - values
+                    ).sum()
+                )
+                for scale in (whole, whole / 2)
+            }
+            chosen = min(errors, key=errors.__getitem__)
+            scales.append(chosen)
+            total += errors[chosen] / max(float(np.square(values).sum()), TINY)
+        if best is None or total < best[0]:
+            best = total, scales
+    return best[1]
+
+
+def smooth_scale(
+    values: Range, weights: Sequence[Floats], span: int, limit: float | None = None
+) -> Int8Scale:
     """Return a format with power-of-two factors between channels, up to ``2**span``.
 
     ``weights`` (N, K) are those of the linear layers that read the tensor; columns of their weights
     take up the factors. Of several degrees of smoothing the one with the smallest measured error of
-    the layers' results is taken.
+    the layers' results is taken. With a ``limit``, int8 saturates there: no channel can hold more.
     """
     magnitude = np.maximum(values.magnitude.astype(np.float64), 0)
     stacked = np.concatenate(weights)
@@ -108,11 +142,20 @@ def smooth_scale(values: Range, weights: Sequence[Floats], span: int) -> Int8Sca
         for offset in (0.0, 0.5) if degree else (0.0,):
             shift = _shifts(magnitude, columns, degree, offset, span)
             scale = float((magnitude / 2.0**shift).max(initial=0.0)) / INT8_MAX
-            candidate = Int8Scale(max(scale, TINY), shift)
+            candidate = _limited(Int8Scale(max(scale, TINY), shift), values.peak, limit)
             error = _error(candidate, sample, stacked, wanted)
             if best is None or error < best[0]:
                 best = error, candidate
     return best[1]
+
+
+def _limited(scale: Int8Scale, peak: float, limit: float | None) -> Int8Scale:
+    """Return a format that holds as much, and whose coarsest channel saturates at ``limit``."""
+    if limit is None or peak <= limit / 2:  # then no factor reaches it
+        return scale
+    top = limit / INT8_MAX
+    span = max(0, math.floor(math.log2(top / scale.scale) + 1e-9))
+    return Int8Scale(top / 2.0**span, np.minimum(scale.shift, span))
 
 
 def _shifts(magnitude: NDArray, columns: NDArray, degree: float, offset: float, span: int) -> Ints:
@@ -146,39 +189,64 @@ class QuantisedWeight:
     unit: NDArray[np.float64]
 
 
-def quantise_weight(weight: Floats, bias: Floats, x: Int8Scale, coarsest: float) -> QuantisedWeight:
+def quantise_weight(
+    weight: Floats, bias: Floats, x: Int8Scale, coarsest: float, bits: int = 8
+) -> QuantisedWeight:
     """Round the weight (N, K) and bias (N,) of a linear layer that reads format ``x``.
 
-    Symmetric per output; weights that lie on a coarser grid already (fewer bits) keep it exactly.
-    A unit of the accumulator is at most ``coarsest``, and large enough for the bias to fit.
+    Symmetric per output, of one bit -1 and 0 (with a unit of either sign); weights that lie on a
+    coarser grid already (fewer bits) keep it exactly. A unit of the accumulator is at most
+    ``coarsest``, and large enough for the bias to fit.
     """
     scaled = weight.astype(np.float64) * 2.0**x.shift
+    low, high = (-1, 0) if bits == 1 else (1 - (1 << bits - 1), (1 << bits - 1) - 1)
     peak = np.abs(scaled).max(1, initial=0.0)
-    levels = _levels(scaled, peak)
-    unit = np.where(peak > 0, peak / levels, 0.0) * x.scale
+    levels = _levels(scaled, peak, max(high, 1))
+    step = np.where(peak > 0, peak / np.abs(levels), 0.0)
+    if bits < 8:
+        exact = (levels > 0) & (bits > 1)
+        few = np.where(peak > 0, _step_of_least_error(scaled, peak, low, high), 0.0)
+        step = np.where(exact, step, few)
+    sign = np.where(step < 0, -1.0, 1.0)
+    unit = np.abs(step) * x.scale
     unit = np.where(unit > 0, unit, coarsest / 2**23)  # no weights: only the bias counts
     unit = np.maximum(np.minimum(unit, coarsest), np.abs(bias.astype(np.float64)) / BIAS_LIMIT)
-    unit = np.maximum(unit, TINY)
-    rounded = np.clip(np.rint(scaled * (x.scale / unit)[:, None]), -INT8_MAX, INT8_MAX)
+    unit = np.maximum(unit, TINY) * sign
+    rounded = np.clip(np.rint(scaled * (x.scale / unit)[:, None]), low, high)
     return QuantisedWeight(
         rounded.astype(np.int8), np.rint(bias / unit).astype(np.int64), unit.astype(np.float64)
     )
 
 
-def _levels(scaled: NDArray, peak: NDArray) -> NDArray:
-    """Return, per output, the integer for the largest weight: 127, or less on a coarser grid."""
-    levels = np.full(len(scaled), float(INT8_MAX))
+def _step_of_least_error(scaled: NDArray, peak: NDArray, low: int, high: int) -> NDArray:
+    """Return, per output, the value of integer 1 with the least squared error of the weights."""
+    best, least = peak / max(high, 1), np.full(len(scaled), np.inf)
+    for part in np.linspace(*STEP_RANGE, STEP_TRIALS):
+        for sign in (1, -1) if low == -1 and high == 0 else (1,):
+            step = np.maximum(peak, TINY) * part * sign / max(high, 1)
+            integers = np.clip(np.rint(scaled / step[:, None]), low, high)
+            error = np.square(integers * step[:, None] - scaled).sum(1)
+            best, least = np.where(error < least, step, best), np.minimum(error, least)
+    return best
+
+
+def _levels(scaled: NDArray, peak: NDArray, most: int) -> NDArray:
+    """Return, per output, the integer for the largest weight: ``most``, or less on a coarser grid.
+
+    It is negative where the weights lie on no such grid.
+    """
+    levels = np.full(len(scaled), -float(most))
     with np.errstate(divide="ignore", invalid="ignore"):
         relative = np.abs(scaled) / peak[:, None]
     pending = peak > 0
     probe = relative[:, :48]
-    for n in range(1, INT8_MAX):
+    for n in range(1, most + (most < INT8_MAX)):
         product = probe * n
         fits = pending & (np.abs(product - np.rint(product)).max(1, initial=0.0) < 1e-4)
         for row in np.flatnonzero(fits):
             product = relative[row] * n
             if np.abs(product - np.rint(product)).max(initial=0.0) < 1e-4:
-                levels[row] = n * (INT8_MAX // n)
+                levels[row] = n * (most // n)
                 pending[row] = False
     return levels
 

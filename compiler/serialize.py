@@ -12,8 +12,8 @@ from twillcore.compiler.graph import Graph, Op, Tensor
 from twillcore.config import Config
 from twillcore.isa import ElementwiseOp, Function
 
-_OPS = {c.__name__: c for c in (ir.Linear, ir.Map, ir.MatMul, ir.Attention, ir.Softmax,
-                                ir.LayerNorm, ir.Elementwise)}  # fmt: skip
+_OPS = {c.__name__: c for c in (ir.Linear, ir.Conv, ir.MaxPool, ir.Concat, ir.Map, ir.MatMul,
+                                ir.Attention, ir.Softmax, ir.LayerNorm, ir.Elementwise)}  # fmt: skip
 _ENUMS = {"function": Function, "op": ElementwiseOp}
 
 
@@ -58,6 +58,7 @@ def graph_from_bytes(data: bytes) -> Graph:
     def value_of(name: str, value: object) -> object:
         if isinstance(value, dict):
             return arrays[value["array"]]
+        value = tuple(value) if isinstance(value, list) else value
         return _ENUMS[name](value) if name in _ENUMS else value
 
     def fields_of(record: dict) -> dict:

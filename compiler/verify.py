@@ -8,19 +8,22 @@ import numpy as np
 from twillcore.compiler.errors import CompileError
 from twillcore.compiler.graph import (
     Attention,
+    Concat,
+    Conv,
     Elementwise,
     Graph,
     LayerNorm,
     Linear,
     Map,
     MatMul,
+    MaxPool,
     Op,
     Softmax,
     reads,
     writes,
 )
-from twillcore.compiler.sparsify import beats_per_block
-from twillcore.isa import Function
+from twillcore.compiler.sparsify import beats_per_block, window_beats
+from twillcore.isa import ISA, TAP, Function, Opcode
 from twillcore.numerics import INT8_MIN, TABLE_ENTRIES
 
 #: Legal values of the parameters of ops, inclusive.
@@ -38,11 +41,17 @@ LIMITS = {
     "epsilon": (0, (1 << 32) - 1),
     "numerator": (1 << 15, (1 << 16) - 1),
     "lane_shift": (23, 63),
+    "stride": (1, 2),
+    "dilation": (1, 255),
+    "padding": (0, 128),
 }
 #: Bits that the inputs of ops must have.
 BITS = {
-    Linear: {"x": (8,), "residual": (16,), "out": (8, 16)},
-    Map: {"x": (8,), "residual": (16,), "out": (8, 16)},
+    Linear: {"x": (8,), "residual": (8, 16), "out": (8, 16)},
+    Conv: {"x": (8,), "residual": (8, 16), "out": (8, 16)},
+    MaxPool: {"x": (8,), "out": (8,)},
+    Concat: {"out": (8,)},
+    Map: {"x": (8,), "residual": (8, 16), "out": (8, 16)},
     MatMul: {"a": (8,), "b": (8,), "out": (8, 16)},
     Attention: {"q": (8,), "k": (8,), "v": (8,), "out": (8,), "mask": (1,)},
     Softmax: {"x": (8,), "out": (8,)},
@@ -79,7 +88,7 @@ def _problems(graph: Graph) -> Iterator[str]:
         known |= set(writes(op))
         if missing or unknown:
             continue
-        for check in (_formats, _parameters, _shapes, _accumulators):
+        for check in (_formats, _parameters, _shapes, _windows, _scales, _cores, _accumulators):
             yield from (f"{label}: {problem}" for problem in check(graph, op))
     yield from (f"output {name} is never written" for name in graph.outputs if name not in known)
 
@@ -123,9 +132,14 @@ def _shapes(graph: Graph, op: Op) -> Iterator[str]:
             expected = {"x": (*out[:2], k), "out": (*out[:2], n), "residual": out}
             if op.weight.dtype != np.int8:
                 yield f"weight must be int8, not {op.weight.dtype}"
-            beats = beats_per_block(op.weight, graph.config.block)
-            if not beats <= op.beats <= graph.config.block:
-                yield f"beats must be {beats}..{graph.config.block}, not {op.beats}"
+        case Conv() | MaxPool():
+            expected = {}  # in _windows
+        case Concat():
+            parts = [graph.tensors[part] for part in op.parts]
+            expected = {"out": (*out[:2], sum(part.channels for part in parts))}
+            for part in parts:
+                if part.bits != 8 or (part.batch, part.rows) != out[:2]:
+                    yield f"{part.name} must be int8 with batch and rows {out[:2]}"
         case MatMul():
             inner = shape["a"][2]
             b = (out[0], out[2], inner) if op.transpose_b else (out[0], inner, out[2])
@@ -156,13 +170,109 @@ def _shapes(graph: Graph, op: Op) -> Iterator[str]:
         yield f"table must have {TABLE_ENTRIES} entries, not {table.shape}"
 
 
+def _windows(graph: Graph, op: Op) -> Iterator[str]:
+    """Check the geometry of an op with windows, and that the chip can gather them."""
+    if not isinstance(op, Conv | MaxPool):
+        return
+    x, out = graph.tensors[op.x], graph.tensors[op.out]
+    for tensor in (x, out):
+        if tensor.grid is None or tensor.grid[0] * tensor.grid[1] != tensor.rows:
+            yield f"{tensor.name} must have a grid of {tensor.rows} pixels, not {tensor.grid}"
+            return
+    kernel = op.kernel if isinstance(op, MaxPool) else op.weight.shape[1:3]
+    if isinstance(op, MaxPool):
+        channels = x.channels
+    elif op.weight.ndim != 4 or op.weight.dtype != np.int8:
+        yield f"weight must be int8 of four dimensions, not {op.weight.dtype} {op.weight.shape}"
+        return
+    else:
+        channels = len(op.weight)
+        if op.groups < 1 or channels % op.groups or x.channels % op.groups:
+            yield f"{op.groups} groups divide neither {channels} nor {x.channels} channels"
+        elif op.weight.shape[3] * op.groups != x.channels:
+            yield f"weight must have {x.channels // op.groups} inputs, not {op.weight.shape[3]}"
+    if out.channels != channels or out.batch != x.batch:
+        yield f"out must have batch {x.batch} and {channels} channels, not {out.shape}"
+    residual = getattr(op, "residual", None)
+    if residual is not None and graph.tensors[residual].shape != out.shape:
+        yield f"residual must have shape {out.shape}, not {graph.tensors[residual].shape}"
+    if kernel == (1, 1) and op.stride == 1:
+        return  # no windows
+    config, window = graph.config, {field.name: field for field in ISA[Opcode.WINDOW].operands}
+    taps, most = kernel[0] * kernel[1], min(window["taps"].high, config.tap_depth)
+    if not config.tap_depth:
+        yield f"configuration {config.name!r} has no windows: set tap_depth"
+    elif taps > most:
+        yield f"{taps} taps are more than the {most} that a window can have"
+    if max(*x.grid, *out.grid) > window["width"].high:
+        yield f"a grid of {x.grid} has more than {window['width'].high} pixels in a direction"
+    ranges = {field.name: field for field in TAP}
+    for name, size, before, n, m in zip(
+        ("dy", "dx"), kernel, op.padding, x.grid, out.grid, strict=True
+    ):
+        last = (size - 1) * op.dilation - before
+        if -before < ranges[name].low or last > ranges[name].high:
+            yield f"taps at {name} {-before}..{last} are too far away"
+        if isinstance(op, MaxPool) and (before >= size * op.dilation or _beyond(op, n, m, last)):
+            yield "every window must contain a pixel of the grid"
+
+
+def _beyond(op: MaxPool, size: int, outputs: int, last: int) -> bool:
+    """Whether the last window of a line lies outside the grid."""
+    start = (outputs - 1) * op.stride + last
+    return all(start - i * op.dilation >= size for i in range(max(op.kernel)))
+
+
+def _scales(graph: Graph, op: Op) -> Iterator[str]:
+    """Check that ops that keep integers as they are keep their scales, and which scales relate."""
+    match op:
+        case MaxPool():
+            sources = [op.x]
+        case Concat():
+            sources = list(op.parts)
+        case _:
+            return
+    out = graph.tensors[op.out]
+    for name in sources:
+        if graph.tensors[name].scale != out.scale:
+            yield f"{name} must have the scale of {op.out}"
+
+
+def _cores(graph: Graph, op: Op) -> Iterator[str]:
+    """Check what each core computes: sparsity on the DSP core, few bits on the LUT core."""
+    if not isinstance(op, Linear | Conv):
+        return
+    config, outputs, count = graph.config, len(op.weight), op.lut_channels
+    if not 0 <= count <= outputs or (count not in (0, outputs) and count % config.block):
+        yield f"lut_channels must be all or a multiple of {config.block}, not {count} of {outputs}"
+        return
+    here, there = op.weight[: outputs - count], op.weight[outputs - count :]
+    if isinstance(op, Conv):
+        beats = window_beats(here, op.groups, config.block)
+    else:
+        beats = beats_per_block(here, config.block)
+    if not beats <= op.beats <= config.block:
+        yield f"beats must be {beats}..{config.block}, not {op.beats}"
+    if not count:
+        return
+    if not config.lut_columns:
+        yield f"configuration {config.name!r} has no LUT core"
+    if getattr(op, "groups", 1) > 1:
+        yield "the LUT core computes no groups"
+    if not 1 <= op.lut_bits <= 8:
+        yield f"lut_bits must be 1..8, not {op.lut_bits}"
+    elif there.min() < -(1 << op.lut_bits - 1) or there.max() > (1 << op.lut_bits - 1) - 1:
+        yield f"weights of {there.min()}..{there.max()} do not fit in {op.lut_bits} bits"
+
+
 def _accumulators(graph: Graph, op: Op) -> Iterator[str]:
     limit = (1 << (graph.config.accumulator_bits - 1)) - 1
     largest = -INT8_MIN
     match op:
-        case Linear():
-            bound = int(np.abs(op.weight.astype(np.int64)).sum(1).max(initial=0)) * largest
-            k = op.weight.shape[1]
+        case Linear() | Conv():
+            rows = op.weight.reshape(len(op.weight), -1)
+            bound = int(np.abs(rows.astype(np.int64)).sum(1).max(initial=0)) * largest
+            k = rows.shape[1]
         case MatMul():
             k = graph.tensors[op.a].channels
             bound = k * largest * largest

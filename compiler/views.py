@@ -130,6 +130,20 @@ def strided(atoms: Sequence[Atom]) -> NDArray[np.int64]:
     return index
 
 
+def image_dims(
+    batch: int, channels: int, grid: tuple[int, int], directions: int, rank: int
+) -> Dimensions:
+    """Return the dimensions of an image: (batch, channels, height, width), row-major.
+
+    With one of two ``directions`` there is no height; ``rank`` says whether there is a batch.
+    """
+    height, width = grid
+    dims = [Atom("b", batch), Atom("c", channels), Atom("r", height, width), Atom("r", width)]
+    if directions == 1:
+        del dims[2]
+    return tuple(dimension(atom) for atom in dims[len(dims) - rank :])
+
+
 def renumber(dims: Dimensions, axis: str, to: str | None = None, unit: int = 1) -> Dimensions:
     """Give the atoms of ``axis`` row-major strides in the order of the dimensions.
 

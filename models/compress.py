@@ -122,7 +122,7 @@ def compress(
             )
     if target.pattern is not None:
         target.pattern.beats(chip)
-        choices = {n: LayerPolicy(str(target.pattern)) for n in shapes}
+        choices = {n: LayerPolicy(str(target.pattern), lut_share=0.0) for n in shapes}
     elif target.unit == "bits":
         choices = _bits(student, shapes, target, data, progress)
     else:
@@ -185,7 +185,7 @@ def _sparsities(
     loss = measure(module, data, candidates, progress=progress)
     chosen = allocate(loss, cost, budget, unit)
     return {
-        name: LayerPolicy("dense" if kept == block else f"{kept}:{block}")
+        name: LayerPolicy("dense" if kept == block else f"{kept}:{block}", lut_share=0.0)
         for name, kept in chosen.items()
     }
 
@@ -228,7 +228,7 @@ def _bits(
     }
     loss = measure(module, data, candidates, progress=progress)
     chosen = allocate(loss, cost, target.value * total, "bits")
-    return {name: LayerPolicy(bits=bits) for name, bits in chosen.items()}
+    return {name: LayerPolicy(bits=bits, lut_share=0.0) for name, bits in chosen.items()}
 
 
 def _train(

@@ -76,10 +76,11 @@ def fit(
     seed: int,
     decay: float = 0.0,
     progress: Progress = lambda done, total, text: None,
+    view: Callable[[Tensor], Tensor] = patches,
 ) -> Sad:
     """Train in place by AdamW with a cosine schedule; return how the masks moved, if there are any.
 
-    ``decay`` of masked weights is decoupled.
+    ``decay`` of masked weights is decoupled. ``view`` makes the module's input of images (n, 8, 8).
 
     Raises
     ------
@@ -99,7 +100,7 @@ def fit(
             chosen = order[start : start + BATCH]
             for group in optimiser.param_groups:
                 group["lr"] = rate * 0.5 * (1 + math.cos(math.pi * step / total))
-            logits = module(patches(shifted(digits.train[chosen], generator)))
+            logits = module(view(shifted(digits.train[chosen], generator)))
             loss = functional.cross_entropy(
                 logits, digits.train_labels[chosen], label_smoothing=SMOOTHING
             )
@@ -119,9 +120,11 @@ def fit(
 
 
 @torch.no_grad()
-def accuracy(module: nn.Module, digits: Digits) -> float:
+def accuracy(
+    module: nn.Module, digits: Digits, view: Callable[[Tensor], Tensor] = patches
+) -> float:
     """Return the share of the test digits that are recognised, 0..1."""
-    found = module(patches(digits.test)).argmax(-1)
+    found = module(view(digits.test)).argmax(-1)
     return float((found == digits.test_labels).float().mean())
 
 

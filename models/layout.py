@@ -42,6 +42,12 @@ def sparse_layers(module: nn.Module) -> dict[str, nn.Module]:
     return {name: m for name, m in module.named_modules() if isinstance(m, SPARSE_LAYERS)}
 
 
+def is_depthwise(layer: nn.Module) -> bool:
+    """Return whether ``layer`` is a convolution whose every output reads one input channel."""
+    groups = getattr(layer, "groups", 1)
+    return groups > 1 and groups == layer.in_channels
+
+
 def per_layer(module: nn.Module, choice: "Choice | dict[str, Choice]") -> "dict[str, Choice]":
     """Return a choice for layers by name: the same for all, or what a dictionary says.
 

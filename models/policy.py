@@ -3,7 +3,10 @@
 model = "minilm"
 
 [layers]
-"encoder.layer.0.attention.self.query" = { sparsity = "2:8", bits = 8, lut_share = 0.0, rank = 0 }
+"layer1.0.conv1" = { sparsity = "2:4", bits = 8, lut_share = 0.5, lut_bits = 4, rank = 0 }
+
+A layer's outputs are divided between the DSP core, whose weights have the sparsity
+and ``bits``, and the LUT core, whose weights are whole and have ``lut_bits``.
 """
 
 import json
@@ -17,12 +20,13 @@ from torch import nn
 
 from twillcore.config import Config
 from twillcore.errors import TwillcoreError
-from twillcore.models.layout import as_rows, from_rows, sparse_layers
+from twillcore.models.layout import as_rows, from_rows, is_depthwise, sparse_layers
 from twillcore.models.nm import project
 from twillcore.models.pattern import Pattern
 from twillcore.models.qat import quantise_rows
 
 BITS = range(2, 9)
+LUT_BITS = range(1, 9)
 
 
 @dataclass(frozen=True)
@@ -31,15 +35,18 @@ class LayerPolicy:
 
     Attributes
     ----------
-    sparsity : "dense" or N:M
-    bits : of the weights, 2..8
-    lut_share : 0..1, the share of the output channels for the core of look-up tables
+    sparsity : "dense" or N:M, of the weights on the DSP core
+    bits : of the weights on the DSP core, 2..8
+    lut_share : 0..1, the share of the output channels for the LUT core; None (in a file: left out):
+        what makes both cores finish together, which the compiler knows; 0 without a LUT core
+    lut_bits : of the weights on the LUT core, 1..8
     rank : of two factors that replace the weight; 0 keeps it whole
     """
 
     sparsity: str = "dense"
     bits: int = 8
-    lut_share: float = 0.0
+    lut_share: float | None = None
+    lut_bits: int = 4
     rank: int = 0
 
     @property
@@ -58,8 +65,12 @@ class LayerPolicy:
                 yield str(error)
         if type(self.bits) is not int or self.bits not in BITS:
             yield f"bits must be {BITS[0]}..{BITS[-1]}, not {self.bits!r}"
-        if type(self.lut_share) not in (int, float) or not 0 <= self.lut_share <= 1:
+        if self.lut_share is not None and (
+            type(self.lut_share) not in (int, float) or not 0 <= self.lut_share <= 1
+        ):
             yield f"lut_share must be 0..1, not {self.lut_share!r}"
+        if type(self.lut_bits) is not int or self.lut_bits not in LUT_BITS:
+            yield f"lut_bits must be {LUT_BITS[0]}..{LUT_BITS[-1]}, not {self.lut_bits!r}"
         if type(self.rank) is not int or self.rank < 0:
             yield f"rank must be 0 (whole) or positive, not {self.rank!r}"
 
@@ -79,15 +90,18 @@ class Policy:
     def to_toml(self) -> str:
         """Return the policy as TOML, one aligned line per layer."""
         lines = [
-            "# Twillcore compression policy: sparsity N:M or dense, weight bits 2..8, share of the",
-            "# output channels for the LUT core 0..1, rank of two factors (0: one whole weight).",
+            "# Twillcore compression policy.",
+            "# On the DSP core: sparsity N:M or dense, weight bits 2..8.",
+            "# On the LUT core: share of outputs 0..1 (left out: the compiler chooses), bits 1..8.",
+            "# Rank of two factors in place of the weight (0: one whole weight).",
             f"model = {json.dumps(self.model)}",
             "",
             "[layers]",
         ]
         width = max((len(json.dumps(name)) for name in self.layers), default=0)
         for name, layer in self.layers.items():
-            values = ", ".join(f"{key} = {json.dumps(v)}" for key, v in asdict(layer).items())
+            items = ((key, v) for key, v in asdict(layer).items() if v is not None)
+            values = ", ".join(f"{key} = {json.dumps(v)}" for key, v in items)
             lines.append(f"{json.dumps(name):{width}} = {{ {values} }}")
         return "\n".join(lines) + "\n"
 
@@ -157,6 +171,16 @@ class Policy:
             smaller = min(as_rows(layers[name].weight).shape)
             if layer.rank >= smaller:
                 problems.append(f"{name}: rank must be below {smaller}, not {layer.rank}")
+            if is_depthwise(layers[name]) and layer.lut_share:
+                problems.append(
+                    f"{name}: lut_share must be 0 or left out, not {layer.lut_share}: depthwise"
+                    " convolution runs on the DSP core"
+                )
+            elif layer.lut_share and not config.lut_columns:
+                problems.append(
+                    f"{name}: lut_share must be 0 or left out, not {layer.lut_share}:"
+                    f" configuration {config.name!r} has no LUT core"
+                )
             try:
                 if layer.pattern is not None:
                     layer.pattern.beats(config)
@@ -174,6 +198,8 @@ class Policy:
         """
         layers = sparse_layers(module)
         for name, layer in self.layers.items():
+            if layer.pattern is None and layer.bits == 8:
+                continue
             weight = layers[name].weight
             rows = as_rows(weight)
             if (pattern := layer.pattern) is not None:
@@ -181,3 +207,40 @@ class Policy:
             if layer.bits < 8:
                 rows = quantise_rows(rows.reshape(len(weight), -1), layer.bits).reshape(rows.shape)
             weight.copy_(from_rows(rows, weight))
+
+
+def default_policy(
+    module: nn.Module,
+    sparsity: str = "2:4",
+    lut_bits: int | None = 4,
+    *,
+    first: bool = False,
+    name: str | None = None,
+) -> Policy:
+    """Return a policy for a whole network; the compiler chooses the shares of the LUT core.
+
+    Every layer has ``sparsity`` on the DSP core and ``lut_bits`` on the LUT core (None: all of it
+    runs on the DSP core), but for two kinds. Depthwise convolutions stay dense, on the DSP core:
+    one input leaves nothing to prune. The first layer stays dense at 8 bits on both, for accuracy,
+    unless ``first``.
+
+    Raises
+    ------
+    TwillcoreError
+        If a value is wrong.
+    """
+    if lut_bits is None:
+        usual, exact = LayerPolicy(sparsity, lut_share=0.0), LayerPolicy(lut_share=0.0)
+    else:
+        usual, exact = LayerPolicy(sparsity, lut_bits=lut_bits), LayerPolicy(lut_bits=8)
+    if problems := list(usual.problems()):
+        raise TwillcoreError("; ".join(problems))
+    layers = {}
+    for number, (layer_name, layer) in enumerate(sparse_layers(module).items()):
+        if is_depthwise(layer):
+            layers[layer_name] = LayerPolicy(lut_share=0.0)
+        elif number == 0 and not first:
+            layers[layer_name] = exact
+        else:
+            layers[layer_name] = usual
+    return Policy(name or type(module).__name__, layers)

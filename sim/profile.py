@@ -17,13 +17,18 @@ from twillcore.result import Result, Span
 from twillcore.sim.functional import decode_program
 from twillcore.sim.report import LOSSES, PRIORITY, LayerTime, layer_times, owners
 
-ROWS = (Engine.LOAD, Engine.MOVE, Engine.GEMM, Engine.VECTOR, Engine.STORE)
+ROWS = (Engine.LOAD, Engine.MOVE, Engine.GEMM, Engine.LUT, Engine.VECTOR, Engine.STORE)
 BUSY_COLOUR = "#4477aa"
 LOSS_COLOURS = dict(
-    zip(LOSSES, ("#ccbb44", "#228833", "#66ccee", "#ee6677", "#aa3377", "#bbbbbb"), strict=True)
+    zip(
+        LOSSES,
+        ("#ccbb44", "#997700", "#228833", "#66ccee", "#ee6677", "#aa3377", "#bbbbbb"),
+        strict=True,
+    )
 )
 _LOSS_NAMES = {
     "drain": "waits for the drain",
+    "lut": "waits for LUT",
     "vector": "waits for VECTOR",
     "move": "waits for MOVE",
     "load": "waits for LOAD",
@@ -89,9 +94,13 @@ def profile_picture(
 def _title(image: Image, result: Result) -> str:
     useful = sum(layer.useful_macs for layer in image.layers)
     utilisation = useful / (result.cycles * image.config.multipliers)
+    lut = ""
+    if could := image.config.bit_products:
+        work = sum(layer.lut_work for layer in image.layers)
+        lut = f" {work / (result.cycles * could):.1%} of the LUT core,"
     return (
         f"{image.config.name}, {result.engine}: {result.cycles:,} cycles,"
-        f" {utilisation:.1%} of {image.config.multipliers} multipliers,"
+        f" {utilisation:.1%} of {image.config.multipliers} multipliers,{lut}"
         f" {(result.bytes_read + result.bytes_written) / 1e6:,.2f} MB"
     )
 
@@ -126,7 +135,8 @@ def _timeline(
 ) -> None:
     first, last = window
     seen = [span for span in result.spans if span.end > first and span.start < last]
-    for row, engine in enumerate(ROWS):
+    rows = [engine for engine in ROWS if engine in image.config.engines]
+    for row, engine in enumerate(rows):
         spans = [span for span in seen if program[span.index].engine is engine]
         axes.broken_barh(
             _clipped(spans, window),
@@ -139,10 +149,10 @@ def _timeline(
     for engine, cause in list(zip((*PRIORITY, -1), LOSSES, strict=True))[1:]:
         axes.broken_barh(
             _stretches(engines[first:last] == engine, first),
-            (len(ROWS) - 0.4, 0.5),
+            (len(rows) - 0.4, 0.5),
             facecolors=LOSS_COLOURS[cause],
         )
-    axes.set_yticks(range(len(ROWS) + 1), [*(engine.name for engine in ROWS), "no GEMM"])
+    axes.set_yticks(range(len(rows) + 1), [*(engine.name for engine in rows), "no GEMM"])
     axes.invert_yaxis()
     axes.set_xlim(window)
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
@@ -190,6 +200,9 @@ def _bars(times: list[LayerTime]) -> list[LayerTime]:
         busy=sum(layer.busy for layer in rest),
         lost={cause: sum(layer.lost[cause] for layer in rest) for cause in LOSSES},
         bytes=sum(layer.bytes for layer in rest),
+        lut_macs=sum(layer.lut_macs for layer in rest),
+        lut_work=sum(layer.lut_work for layer in rest),
+        lut_busy=sum(layer.lut_busy for layer in rest),
     )
     return [*shown, others]
 
@@ -224,21 +237,29 @@ def _layers(axes: Axes, bars: list[LayerTime], cycles: int) -> list[Patch]:
 
 
 def _roofline(axes: Axes, image: Image, times: list[LayerTime], beat_cycles: int) -> None:
-    """Draw useful MACs per cycle over useful MACs per byte, and the two ceilings."""
+    """Draw useful MACs per cycle over useful MACs per byte, and the two ceilings.
+
+    The LUT core raises the one ceiling by what it does at the average bits of its weights here.
+    """
     config = image.config
     bandwidth = config.axi_bytes / beat_cycles
-    points = [
-        (number, layer.useful_macs / layer.bytes, layer.useful_macs / layer.cycles, layer)
-        for number, layer in enumerate(times)
-        if layer.useful_macs and layer.bytes and layer.cycles
-    ]
-    ridge = config.multipliers / bandwidth
+    work = sum(layer.lut_work for layer in times)
+    lut_macs = sum(layer.lut_macs for layer in times)
+    ceiling = config.multipliers
+    if work:
+        ceiling += round(config.bit_products * lut_macs / work)
+    points = []
+    for number, layer in enumerate(times):
+        macs = layer.useful_macs + layer.lut_macs
+        if macs and layer.bytes and layer.cycles:
+            points.append((number, macs / layer.bytes, macs / layer.cycles, layer))
+    ridge = ceiling / bandwidth
     intensities = [x for _, x, _, _ in points] + [ridge]
     low, high = min(intensities) / 4, max(intensities) * 8
-    axes.plot([low, ridge], [low * bandwidth, config.multipliers], color="black", linewidth=1)
-    axes.plot([ridge, high], [config.multipliers] * 2, color="black", linewidth=1)
+    axes.plot([low, ridge], [low * bandwidth, ceiling], color="black", linewidth=1)
+    axes.plot([ridge, high], [ceiling] * 2, color="black", linewidth=1)
     axes.annotate(
-        f"{config.multipliers} MAC/cycle", (high, config.multipliers), (0, 4),
+        f"{ceiling} MAC/cycle", (high, ceiling), (0, 4),
         textcoords="offset points", ha="right", fontsize=8,
     )  # fmt: skip
     axes.annotate(
@@ -255,8 +276,8 @@ def _roofline(axes: Axes, image: Image, times: list[LayerTime], beat_cycles: int
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xlim(low, high)
-    bottom = min([y for _, _, y, _ in points] + [config.multipliers / 8])
-    axes.set_ylim(bottom / 2, config.multipliers * 2)
+    bottom = min([y for _, _, y, _ in points] + [ceiling / 8])
+    axes.set_ylim(bottom / 2, ceiling * 2)
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(LogLocator(base=2, numticks=14))
         axis.set_major_formatter(lambda value, _: f"{value:g}")

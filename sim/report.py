@@ -17,11 +17,12 @@ from twillcore.sim.functional import decode_program
 from twillcore.sim.transfer import run_bytes
 
 #: Whose instruction a cycle is put down to, if several run: the first of these.
-PRIORITY = (Engine.GEMM, Engine.VECTOR, Engine.MOVE, Engine.LOAD, Engine.STORE)
+PRIORITY = (Engine.GEMM, Engine.LUT, Engine.VECTOR, Engine.MOVE, Engine.LOAD, Engine.STORE)
 
-#: Why GEMM issued no beat in a cycle that counts for a layer.
+#: Why GEMM, the DSP core, issued no beat in a cycle that counts for a layer.
 LOSSES = {
     "drain": "a tile waited for the drain, or the last one drained",
+    "lut": "the LUT core worked, and the DSP core did not",
     "vector": "only the vector unit (or what follows in this list) worked",
     "move": "keys or values were moved",
     "load": "data were on their way from memory",
@@ -41,6 +42,9 @@ class LayerTime:
     busy : cycles in which GEMM issued a beat
     lost : the other cycles, by :data:`LOSSES`
     bytes : moved over the memory port by its instructions, weights included
+    useful_macs, lut_macs : of the DSP core and of the LUT core
+    lut_work : bits of weights that the LUT core multiplied
+    lut_busy : beats of the LUT core for this layer, whose cycles may be another layer's
     """
 
     name: str
@@ -50,17 +54,24 @@ class LayerTime:
     busy: int
     lost: Mapping[str, int]
     bytes: int
+    lut_macs: int = 0
+    lut_work: int = 0
+    lut_busy: int = 0
 
     def utilisation(self, multipliers: int) -> float:
         """Return useful multiply-accumulates over what the multipliers could have done."""
         return self.useful_macs / (self.cycles * multipliers) if self.cycles else 0.0
 
+    def lut_utilisation(self, bit_products: int) -> float:
+        """Return useful products with one bit over what the LUT core could have done."""
+        return self.lut_work / (self.cycles * bit_products) if self.cycles else 0.0
+
 
 def layer_times(image: Image, result: Result) -> list[LayerTime]:
     """Partition the cycles of a run among its layers.
 
-    A cycle belongs to the layer whose instruction runs on GEMM; if none does on VECTOR, MOVE, LOAD
-    or STORE, in this order; if none runs at all, to the layer whose instruction starts next.
+    A cycle belongs to the layer whose instruction runs on GEMM; if none does on LUT, VECTOR, MOVE,
+    LOAD or STORE, in this order; if none runs at all, to the layer whose instruction starts next.
     An instruction gives way to its successor on the same engine as soon as that starts. So a layer
     is not charged for what runs beside another one's products.
 
@@ -74,10 +85,15 @@ def layer_times(image: Image, result: Result) -> list[LayerTime]:
     lost = {name: np.zeros(count, np.int64) for name in LOSSES}
     for engine, cause in zip((*PRIORITY, _NOBODY), LOSSES, strict=True):
         lost[cause] = np.bincount(layers[engines == engine], minlength=count)
-    busy, traffic = np.zeros(count, np.int64), np.zeros(count, np.int64)
+    busy, lut_busy, traffic = (np.zeros(count, np.int64) for _ in range(3))
+    taps = {Engine.GEMM: 1, Engine.LUT: 1}  # of the core's window
     for layer, i in zip(image.instruction_layers, program, strict=False):
-        if i.opcode == Opcode.GEMM:
-            busy[layer] += i["row_tiles"] * i["column_tiles"] * i["blocks"] * i["beats"]
+        if i.opcode in (Opcode.WINDOW, Opcode.LUT_WINDOW):
+            taps[i.engine] = i["taps"]
+        elif i.opcode == Opcode.GEMM:
+            busy[layer] += _beats(i, taps[Engine.GEMM])
+        elif i.opcode == Opcode.LUT_GEMM:
+            lut_busy[layer] += _beats(i, taps[Engine.LUT])
         elif i.opcode in (Opcode.LOAD, Opcode.STORE):
             traffic[layer] += run_bytes(i.operands, image.config) * i["runs"]
     lost["drain"] = lost["drain"] - busy
@@ -90,9 +106,18 @@ def layer_times(image: Image, result: Result) -> list[LayerTime]:
             busy=int(busy[n]),
             lost={cause: int(cycles[n]) for cause, cycles in lost.items()},
             bytes=int(traffic[n]),
+            lut_macs=layer.lut_macs,
+            lut_work=layer.lut_work,
+            lut_busy=int(lut_busy[n]),
         )
         for n, layer in enumerate(image.layers)
     ]
+
+
+def _beats(gemm: Instruction, taps: int) -> int:
+    """Return the beats of a GEMM or LUT_GEMM; pooling reads its taps and then runs one beat."""
+    taps = taps if gemm["windowed"] and not gemm["pool"] else 1
+    return gemm["row_tiles"] * gemm["column_tiles"] * taps * gemm["blocks"] * gemm["beats"]
 
 
 def owners(
@@ -121,14 +146,19 @@ def owners(
 def run_dict(image: Image, result: Result) -> dict[str, object]:
     """Return what ``--json`` prints of a run.
 
-    ``stalls``: the causes for which GEMM issued no beat; with ``busy`` they add up to ``cycles``.
-    Times are None if the engine knows none.
+    ``useful_macs``, ``utilisation``, ``busy`` and ``stalls`` are the DSP core's: ``stalls`` are the
+    causes for which it issued no beat; with ``busy`` they add up to ``cycles``. With a LUT core,
+    ``lut`` has the same of it; it could make ``bit_products`` products with one bit of a weight
+    per cycle, and ``utilisation`` is the share of these that were useful. Times are None if the
+    engine knows none.
     """
     macs = sum(layer.macs for layer in image.layers)
     useful = sum(layer.useful_macs for layer in image.layers)
     stalls = dict(result.counters.get("gemm", {}))
     busy = stalls.pop("busy", None)
     cycles, multipliers = result.cycles, image.config.multipliers
+    bit_products = image.config.bit_products
+    lut = {"lut": _lut_dict(image, result)} if bit_products else {}
     return {
         "engine": result.engine,
         "config": image.config.name,
@@ -138,6 +168,7 @@ def run_dict(image: Image, result: Result) -> dict[str, object]:
         "utilisation": useful / (cycles * multipliers) if cycles else None,
         "busy": busy,
         "stalls": stalls,
+        **lut,
         "bytes_read": result.bytes_read,
         "bytes_written": result.bytes_written,
         "seconds": result.seconds,
@@ -152,7 +183,31 @@ def run_dict(image: Image, result: Result) -> dict[str, object]:
                 "busy": layer.busy,
                 "lost": dict(layer.lost),
                 "bytes": layer.bytes,
+                **(_lut_share(layer, bit_products) if bit_products else {}),
             }
             for layer in layer_times(image, result)
         ],
+    }
+
+
+def _lut_dict(image: Image, result: Result) -> dict[str, object]:
+    work = sum(layer.lut_work for layer in image.layers)
+    stalls = dict(result.counters.get("lut", {}))
+    busy = stalls.pop("busy", None)
+    could = image.config.bit_products
+    return {
+        "macs": sum(layer.lut_macs for layer in image.layers),
+        "bit_products": work,
+        "utilisation": work / (result.cycles * could) if result.cycles else None,
+        "busy": busy,
+        "stalls": stalls,
+    }
+
+
+def _lut_share(layer: LayerTime, bit_products: int) -> dict[str, object]:
+    return {
+        "lut_macs": layer.lut_macs,
+        "lut_bits": layer.lut_work // layer.lut_macs if layer.lut_macs else 0,
+        "lut_utilisation": layer.lut_utilisation(bit_products),
+        "lut_busy": layer.lut_busy,
     }

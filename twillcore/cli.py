@@ -14,6 +14,7 @@ from twillcore.commands import (
     compile,
     compress,
     config,
+    conv,
     disasm,
     doctor,
     gemm,
@@ -29,8 +30,8 @@ from twillcore.commands import (
 from twillcore.errors import TwillcoreError
 
 COMMANDS = (
-    run, gemm, compile, simulate, disasm, inspect, profile, compress, pareto, verilog, resources,
-    pnr, bitstream, config, doctor,
+    run, gemm, conv, compile, simulate, disasm, inspect, profile, compress, pareto, verilog,
+    resources, pnr, bitstream, config, doctor,
 )  # fmt: skip
 
 app = typer.Typer(

@@ -194,6 +194,11 @@ class Config:
         return self.lanes * self.dsp_columns
 
     @property
+    def bit_products(self) -> int:
+        """Products of an activation and one bit of a weight that the LUT core makes per cycle."""
+        return self.lanes * self.lut_columns * self.block
+
+    @property
     def index_bits(self) -> int:
         """Bits of the position of a weight in its block."""
         return (self.block - 1).bit_length()

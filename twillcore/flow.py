@@ -1,5 +1,6 @@
 """From a torch module to a program and its results: the parts, composed."""
 
+import copy
 import resource
 import time
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
     from twillcore.compiler.graph import Graph
     from twillcore.compiler.host import Interface
+    from twillcore.models.policy import Policy
 
 HOST_SECTIONS = ("graph", "interface", "prefix", "suffix")
 
@@ -184,6 +186,7 @@ def compile(
     example_inputs: "Sequence[torch.Tensor] | torch.Tensor",
     config: str | Path | Config = "u256",
     calibration: "Sequence[Sequence[torch.Tensor] | torch.Tensor]" = (),
+    policy: "Policy | None" = None,
 ) -> Program:
     """Compile a module for the chip.
 
@@ -194,6 +197,8 @@ def compile(
     config : a preset, a TOML file or a configuration
     calibration : inputs like the example, to find the range of every tensor; without any, the
         example has to do
+    policy : how layers are divided between the cores, and pruned (by magnitude) and rounded where
+        they are not yet; without any, everything runs on the DSP core with the weights as they are
 
     Raises
     ------
@@ -201,16 +206,26 @@ def compile(
         If the module cannot be compiled: every unsupported operator in one message.
     ConfigError
         If there is no such configuration.
+    TwillcoreError
+        If the policy does not fit the module or the configuration.
     """
     import torch
 
     from twillcore.compiler.front import run_front
     from twillcore.compiler.pipeline import compile_graph
+    from twillcore.compiler.shares import NO_SHARES, LutShare, Shares
 
     start = time.perf_counter()
+    chip, shares = load_config(config), NO_SHARES
     if isinstance(example_inputs, torch.Tensor):
         example_inputs = (example_inputs,)
-    front = run_front(module, example_inputs, load_config(config), calibration)
+    if policy is not None:
+        shares = Shares({n: LutShare(p.lut_bits, p.lut_share) for n, p in policy.layers.items()})
+        if isinstance(module, torch.nn.Module):
+            policy.check(module, chip)
+            module = copy.deepcopy(module)
+            policy.enforce(module)
+    front = run_front(module, example_inputs, chip, calibration, shares)
     middle = time.perf_counter()
     notes: dict[str, object] = {"calibration_samples": len(calibration)}
     if not calibration:

@@ -8,7 +8,7 @@ from twillcore.config import PRESETS
 from twillcore.errors import TwillcoreError
 from twillcore.models.nm import satisfies
 from twillcore.models.pattern import Pattern
-from twillcore.models.policy import LayerPolicy, Policy
+from twillcore.models.policy import LayerPolicy, Policy, default_policy
 
 U256 = PRESETS["u256"]
 
@@ -17,7 +17,7 @@ def test_round_trip(tmp_path):
     policy = Policy(
         "mine",
         {
-            "encoder.layer.0.query": LayerPolicy("2:8", 4, 0.25, 16),
+            "encoder.layer.0.query": LayerPolicy("2:8", 4, 0.25, 3, 16),
             'odd "name"': LayerPolicy(),
             "x": LayerPolicy(bits=2),
         },
@@ -26,13 +26,14 @@ def test_round_trip(tmp_path):
     policy.save(file)
     assert Policy.load(file) == policy
     text = file.read_text()
-    assert '{ sparsity = "2:8", bits = 4, lut_share = 0.25, rank = 16 }' in text
+    assert '{ sparsity = "2:8", bits = 4, lut_share = 0.25, lut_bits = 3, rank = 16 }' in text
     assert policy.patterns() == {"encoder.layer.0.query": Pattern(2, 8)}
 
 
 def test_what_is_left_out_stays_as_it_is():
     policy = Policy.from_toml('model = "m"\n[layers]\na = { sparsity = "1:4" }\n')
-    assert policy.layers == {"a": LayerPolicy("1:4", 8, 0.0, 0)}
+    assert policy.layers == {"a": LayerPolicy("1:4", 8, None, 4, 0)}
+    assert "lut_share" not in policy.to_toml().partition("[layers]")[2]
 
 
 def test_all_problems_come_in_one_message():
@@ -40,7 +41,7 @@ def test_all_problems_come_in_one_message():
         modell = "m"
         [layers]
         a = { sparsity = "5:4", bits = 9 }
-        b = { lut_share = 1.5, rank = -1, bit = 3 }
+        b = { lut_share = 1.5, lut_bits = 0, rank = -1, bit = 3 }
         c.d = { bits = 4 }
     """
     with pytest.raises(TwillcoreError) as caught:
@@ -49,7 +50,8 @@ def test_all_problems_come_in_one_message():
         "p.toml: unknown entry 'modell'; model must be a name, not None;"
         " a: N:M sparsity needs 1 <= N <= M, not 5:4; a: bits must be 2..8, not 9;"
         " b: unknown 'bit' (quote names with dots); b: lut_share must be 0..1, not 1.5;"
-        " b: rank must be 0 (whole) or positive, not -1; c: unknown 'd' (quote names with dots)"
+        " b: lut_bits must be 1..8, not 0; b: rank must be 0 (whole) or positive, not -1;"
+        " c: unknown 'd' (quote names with dots)"
     )
 
 
@@ -73,6 +75,63 @@ def test_a_policy_for_another_model_or_chip_is_refused():
         " 0: sparsity 3:16: 16 does not divide the block of 8 of configuration 'u256'"
     )
     Policy("mine", {"0": LayerPolicy("2:8", rank=4)}).check(net, U256)
+
+
+BOTH_CORES = U256.replace(name="both", lut_columns=16, lut_weight_depth=1024)
+
+
+def test_shares_of_the_lut_core_are_checked_together():
+    net = nn.Sequential(nn.Conv2d(8, 64, 3), nn.Conv2d(64, 64, 3, groups=64), nn.Linear(64, 10))
+    policy = Policy(
+        "m",
+        {
+            "0": LayerPolicy(lut_share=0.5),
+            "1": LayerPolicy(lut_share=0.5),
+            "2": LayerPolicy(lut_bits=9),
+            "3": LayerPolicy(),
+            "fc": LayerPolicy(),
+        },
+    )
+    common = (
+        " 1: lut_share must be 0 or left out, not 0.5: depthwise convolution runs on the DSP core;"
+        " 2: lut_bits must be 1..8, not 9; 3: the network has no such layer; fc: the network has no"
+        " such layer"
+    )
+    with pytest.raises(TwillcoreError) as caught:
+        policy.check(net, BOTH_CORES)
+    assert str(caught.value) == f"policy for 'm':{common}"
+    with pytest.raises(TwillcoreError) as caught:
+        policy.check(net, U256)
+    assert str(caught.value) == (
+        "policy for 'm': 0: lut_share must be 0 or left out, not 0.5: configuration 'u256' has no"
+        f" LUT core;{common}"
+    )
+
+
+def test_default_policy_spares_the_first_and_depthwise_layers():
+    net = nn.Sequential(
+        nn.Conv2d(3, 16, 3), nn.Conv2d(16, 16, 3, groups=16), nn.Conv2d(16, 32, 1),
+        nn.Conv2d(32, 32, 3, groups=4), nn.Linear(32, 10),
+    )  # fmt: skip
+    policy = default_policy(net, "1:4", 3, name="net")
+    usual = LayerPolicy("1:4", lut_bits=3)
+    assert policy == Policy(
+        "net",
+        {
+            "0": LayerPolicy("dense", lut_bits=8),
+            "1": LayerPolicy("dense", lut_share=0.0),
+            "2": usual,
+            "3": usual,
+            "4": usual,
+        },
+    )
+    assert default_policy(net, "1:4", 3, first=True).layers["0"] == usual
+    assert default_policy(net, "dense").layers["2"] == LayerPolicy()
+    assert Policy.from_toml(policy.to_toml()) == policy
+    alone = default_policy(net, "2:4", None).layers
+    assert [layer.lut_share for layer in alone.values()] == [0.0] * 5
+    with pytest.raises(TwillcoreError, match=r"lut_bits must be 1..8, not 9"):
+        default_policy(net, lut_bits=9)
 
 
 def test_enforce_brings_weights_in_line_once():

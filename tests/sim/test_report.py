@@ -1,11 +1,18 @@
 """Reports partition the cycles; pictures are written."""
 
+import dataclasses
+
 import pytest
+from matplotlib.axes import Axes
 
 from tests.agree.graphs import random_graph, random_inputs
-from tests.agree.programs import random_program
+from tests.agree.programs import TINY, Program, random_program
+from twillcore.commands.report import RunReport
 from twillcore.compiler.pipeline import compile_graph
 from twillcore.errors import TwillcoreError
+from twillcore.image import Layer
+from twillcore.isa import Opcode
+from twillcore.result import Result, Span
 from twillcore.sim.cycle import CycleEngine
 from twillcore.sim.engine import ENGINES, get_engine
 from twillcore.sim.functional import FunctionalEngine
@@ -79,3 +86,83 @@ def test_engines_by_name():
     with pytest.raises(TwillcoreError) as error:
         get_engine("fpga")
     assert str(error.value) == f"no engine 'fpga': there are {', '.join(ENGINES)}"
+
+
+@pytest.fixture
+def two_cores():
+    """A run in which both cores work on two layers: made up, cycle by cycle."""
+    config = TINY.replace(name="two", lut_columns=8, lut_weight_depth=64, tap_depth=16)
+    program = Program(config)
+    shape = {"row_tiles": 2, "column_tiles": 1, "blocks": 1}
+    program.add(Opcode.WINDOW, taps=9, stride=1)
+    program.add(Opcode.GEMM, **shape, beats=2, windowed=1)  # 36 beats
+    program.add(Opcode.LUT_WINDOW, taps=4, stride=1)
+    program.add(Opcode.LUT_GEMM, **shape, beats=4, windowed=1)  # 32
+    program.add(Opcode.GEMM, **shape, beats=1, windowed=1, pool=1)  # 2
+    program.add(Opcode.LUT_GEMM, **shape, beats=3)  # 6
+    spans = [(0, 1), (1, 50), (0, 1), (1, 60), (70, 80), (60, 90)]
+    layers = (
+        Layer("a", macs=2000, useful_macs=800, lut_macs=500, lut_bits=4),
+        Layer("b", macs=100, useful_macs=10, lut_macs=90, lut_bits=3),
+    )
+    image = dataclasses.replace(
+        program.image(), layers=layers, instruction_layers=(0, 0, 0, 0, 1, 1, 1)
+    )
+    idle = {"ending": 0, "empty": 0}
+    result = Result(
+        {}, "made up", 100, tuple(Span(n, *span) for n, span in enumerate(spans)),
+        {"gemm": {"busy": 38, "blocked": 62, **idle}, "lut": {"busy": 38, "blocked": 62, **idle}},
+        seconds=1.0,
+    )  # fmt: skip
+    return image, result
+
+
+def test_cycles_of_two_cores(two_cores):
+    image, result = two_cores
+    a, b = layer_times(image, result)
+    assert (a.busy, b.busy) == (36, 2)
+    assert (a.lut_busy, b.lut_busy) == (32, 6)
+    assert a.cycles + b.cycles == 100
+    assert a.lost["lut"] == 10  # cycles 51 to 60
+    assert b.lost["lut"] == 20  # 61 to 70, 81 to 90
+    assert b.lost["drain"] == 8
+    assert a.lut_utilisation(image.config.bit_products) == 2000 / (61 * 4 * 8 * 8)
+
+
+def test_json_has_both_cores(two_cores):
+    image, result = two_cores
+    data = run_dict(image, result)
+    assert data["utilisation"] == 810 / (100 * 32)
+    assert data["lut"] == {
+        "macs": 590,
+        "bit_products": 2270,
+        "utilisation": 2270 / (100 * 256),
+        "busy": 38,
+        "stalls": {"blocked": 62, "ending": 0, "empty": 0},
+    }
+    assert [layer["lut_bits"] for layer in data["layers"]] == [4, 3]
+    assert "lut" not in run_dict(random_program(1), CycleEngine().run(random_program(1), {}))
+
+
+def test_the_profile_has_a_row_per_engine(two_cores, tmp_path, monkeypatch):
+    image, result = two_cores
+    rows = []
+    monkeypatch.setattr(
+        Axes, "set_yticks", lambda axes, ticks, labels=(), **_: rows.append(list(labels))
+    )
+    profile_picture(image, result, tmp_path / "two.png")
+    assert rows[0] == ["LOAD", "MOVE", "GEMM", "LUT", "VECTOR", "STORE", "no GEMM"]
+
+
+def test_several_runs_are_added(two_cores, capsys):
+    image, result = two_cores
+    report = RunReport(image)
+    report.add(result, True)
+    report.add(result, True)
+    data = report.as_dict()
+    assert data["lut"]["busy"] == 76
+    assert data["lut"]["utilisation"] == run_dict(image, result)["lut"]["utilisation"]
+    report.show(as_json=False)
+    shown = capsys.readouterr().out
+    for words in ("DSP core", "LUT core", "25.3% of the multipliers, 8.9% of the LUT core"):
+        assert words in shown

@@ -96,7 +96,25 @@ def test_wrong_usage_leaves_with_2(call, arguments):
         (("gemm", 8, 8, 8, "--engine", "cycle", "--vcd", "x"), "--vcd needs --engine rtl"),
         (("gemm", 8, 8, 8, "--vcd-window", "1:2"), "--vcd-window needs --vcd FILE"),
         (("gemm", 8, 8, 8, "--vcd", "x", "--vcd-window", "9:2"), "START < STOP, not '9:2'"),
-        (("run", "resnet"), "no network 'resnet': there is minilm"),
+        (("gemm", 8, 8, 8, "--core", "lut"), "configuration 'u256' has no LUT core"),
+        (("gemm", 8, 8, 8, "--weight-bits", 4), "--weight-bits is for the LUT core"),
+        (("gemm", 8, 8, 8, "--core", "lut", "--sparsity", "2:4"), "--sparsity is for the DSP core"),
+        (("conv", 4, 4, 8, 8, 3, "--stride", 0), "stride must be at least 1, not 0"),
+        (("conv", 4, 4, 8, 8, 7, "--padding", 1), "larger than the padded image of 6 x 6"),
+        (("conv", 8, 8, 8, 9, 3, "--groups", 2), "9 output channels are not divisible by 2 groups"),
+        (("run", "resnet"), "no network 'resnet': there is minilm, resnet18, mobilenetv2, digits"),
+        (("run", "resnet18", "--text", "a", "--tokens", 3), "images, and not --text, --tokens"),
+        (("run", "minilm", "--seed", 0, "--policy", "p"), "takes text, and not --seed, --policy"),
+        (("run", "resnet18", "--image", __file__), "needs an image, PNG or JPEG"),
+        (("run", "digits-cnn", "--image", "x.png"), "x.png: cannot be read: No such file"),
+        (("run", "digits-cnn", "--seed", 449, "--count", 2), "there are 450 test images, not 451"),
+        (("run", "digits-cnn", "--policy", "none"), "none: cannot be read"),
+        (
+            ("run", "digits-cnn", "--policy", "x", "--sparsity", "2:4"),
+            "--sparsity and --lut-bits are for runs without --policy",
+        ),
+        (("run", "digits-cnn", "--sparsity", "2:3"), "3 does not divide the block of 8"),
+        (("run", "digits-cnn", "--config", "u256", "--lut-bits", 4), "'u256' has no LUT core"),
         (("run", "minilm", "--tokens", 1), "tokens must be 3..512, not 1"),
         (("disasm", "missing"), "missing: cannot be read: No such file"),
         (("inspect", __file__), "not a Twillcore program"),
@@ -146,6 +164,85 @@ def test_gemm_json(call, engine):
         assert data["simulated_cycles_per_second"] > 0
     else:
         assert data["cycles"] is None
+
+
+BOTH_CORES = PRESETS["tiny"].replace(name="both", lut_columns=8, lut_weight_depth=512, tap_depth=64)
+
+
+@pytest.fixture
+def both_cores(tmp_path):
+    """A file with a configuration that has a LUT core and windows."""
+    path = tmp_path / "both.toml"
+    path.write_text(BOTH_CORES.to_toml())
+    return path
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--lut-bits", 9), "lut_bits must be 1..8, not 9"),
+        (("--policy", "policy.toml"), "l1: the network has no such layer; fc2: the network has no"),
+    ],
+)
+def test_policies_that_do_not_fit_are_refused(
+    call, both_cores, tmp_path, monkeypatch, options, message
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "policy.toml").write_text('model = "m"\n[layers]\nl1 = {}\nfc = {}\nfc2 = {}\n')
+    code, out, err = call("run", "digits-cnn", "--config", both_cores, *options)
+    assert (code, out) == (1, "")
+    assert message in err
+
+
+@pytest.mark.parametrize(("core", "channels"), [("dsp", 0), ("lut", 24), ("both", 16)])
+@pytest.mark.parametrize("engine", ["reference", "functional"])
+def test_layers_on_either_core(call, both_cores, core, channels, engine):
+    bits = () if core == "dsp" else ("--weight-bits", 3)
+    options = ("--config", both_cores, "--engine", engine, "--core", core, *bits, "--json")
+    for layer in (("gemm", 9, 20, 24), ("conv", 6, 7, 16, 24, 3, "--padding", 1, "--stride", 2)):
+        code, out, _ = call(*layer, *options)
+        assert code == 0
+        data = json.loads(out)
+        assert (data["core"], data["lut_channels"]) == (core, channels)
+        assert data["bit_exact"] is (None if engine == "reference" else True)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "options"),
+    [
+        ((9, 8, 16, 24, 3), ("--padding", 1, "--sparsity", "2:4")),
+        ((9, 8, 12, 16, 3), ("--dilation", 2, "--stride", 2)),
+        ((6, 6, 16, 16, 3), ("--padding", 1, "--groups", 16)),
+        ((6, 6, 16, 16, 5), ("--padding", 2, "--groups", 2)),
+    ],
+)
+def test_convolutions_are_exact_on_the_cycle_engine(call, both_cores, sizes, options):
+    common = ("--config", both_cores, "--engine", "cycle", "--json")
+    code, out, _ = call("conv", *sizes, *options, *common)
+    assert code == 0
+    data = json.loads(out)
+    assert data["bit_exact"]
+    assert data["busy"] + sum(data["stalls"].values()) == data["cycles"]
+    assert data["lut"]["busy"] + sum(data["lut"]["stalls"].values()) == data["cycles"]
+
+
+def test_digits_keep_their_accuracy(call, both_cores, tmp_path):
+    """8-bit within 0.5 % of fp32, on the whole test set."""
+    logits, policy = tmp_path / "logits.npy", tmp_path / "policy.toml"
+    options = ("--config", both_cores, "--out", logits, "--json")
+    code, out, _ = call(
+        "run", "digits-cnn", "--count", 450, "--engine", "functional", "--save-policy", policy,
+        *options,
+    )  # fmt: skip
+    assert code == 0
+    data = json.loads(out)
+    assert data["bit_exact"]
+    assert data["accuracy_fp32"] >= 0.99
+    assert data["accuracy"] >= data["accuracy_fp32"] - 0.005
+    assert np.load(logits).shape == (450, 10)
+    assert np.load(logits).argmax(-1).tolist() == data["class"]
+    again = call("run", "digits-cnn", "--policy", policy, "--engine", "cycle", *options)
+    assert json.loads(again[1])["class"] == data["class"][:1]
 
 
 @pytest.mark.verilator

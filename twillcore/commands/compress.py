@@ -83,7 +83,7 @@ def command(
             family = inherited(subject, pattern, steps, seed, progress)
         for candidate in family:
             names = subject.layers(candidate.module)
-            choice = LayerPolicy(str(candidate.pattern))
+            choice = LayerPolicy(str(candidate.pattern), lut_share=0.0)
             policy = Policy(network, dict.fromkeys(names, choice))
             folder = output / str(candidate.pattern).replace(":", "of")
             made.append((folder, candidate.module, policy))

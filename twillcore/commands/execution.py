@@ -20,11 +20,11 @@ def execute(
     """Run ``image`` on an engine that executes instructions, showing how far it is."""
     from twillcore.sim.engine import get_engine
 
-    useful = sum(layer.useful_macs for layer in image.layers)
+    ideal = sum(layer.ideal_cycles(image.config) for layer in image.layers)
     options: dict[str, object] = dict(waveform)
     if engine not in ("functional", "board"):  # a board has its own memory
         options["dram"] = dram
-    with simulating(what, useful // image.config.multipliers or None) as progress:
+    with simulating(what, ideal or None) as progress:
         runner = get_engine(engine)
         if engine in ("rtl", "board"):
             runner.message = progress.say

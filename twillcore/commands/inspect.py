@@ -29,6 +29,7 @@ def command(program: Program, as_json: Json = False) -> None:
                 "layers": [asdict(layer) for layer in image.layers],
                 "macs": sum(layer.macs for layer in image.layers),
                 "useful_macs": sum(layer.useful_macs for layer in image.layers),
+                "lut_macs": sum(layer.lut_macs for layer in image.layers),
                 "notes": image.notes,
             }
         )
@@ -56,12 +57,15 @@ def _show(image, instructions) -> None:
                 role, slot.name, slot.kind, *shape, f"{slot.scale:.4g}", f"{slot.address:#x}"
             )
     results.print(table)
-    table = Table("layer", "MACs", "useful", "ideal cycles")
+    lut = ("on the LUT core",) if config.lut_columns else ()
+    table = Table("layer", "MACs", "useful", *lut, "ideal cycles")
     for column in table.columns[1:]:
         column.justify = "right"
     for layer in image.layers:
-        ideal = -(-layer.useful_macs // config.multipliers)
-        table.add_row(layer.name, *(f"{n:,}" for n in (layer.macs, layer.useful_macs, ideal)))
+        figures = [layer.macs, layer.useful_macs, layer.ideal_cycles(config)]
+        if config.lut_columns:
+            figures.insert(2, layer.lut_macs)
+        table.add_row(layer.name, *(f"{n:,}" for n in figures))
     results.print(table)
     for name, note in image.notes.items():
         results.print(f"{name}: {note}")

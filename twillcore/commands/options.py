@@ -27,6 +27,14 @@ class TimedEngineName(StrEnum):
     rtl = "rtl"
 
 
+class CoreName(StrEnum):
+    """Which core computes a single layer."""
+
+    dsp = "dsp"
+    lut = "lut"
+    both = "both"
+
+
 Configuration = Annotated[
     str, typer.Option("--config", metavar="NAME|FILE", help="Preset, or a TOML file.")
 ]
@@ -42,6 +50,20 @@ Sparsity = Annotated[
     str,
     typer.Option(metavar="dense|N:M", help="Weights kept of every M inputs; M divides the block."),
 ]
+Core = Annotated[
+    CoreName,
+    typer.Option(
+        help="dsp: int8 weights, N:M sparse; lut: dense weights of few bits; both: outputs are"
+        " divided so that both finish together."
+    ),
+]
+WeightBits = Annotated[
+    int | None,
+    typer.Option(
+        metavar="1..8", show_default=False, help="Of weights on the LUT core; 4 unless given."
+    ),
+]
+Seed = Annotated[int, typer.Option(help="Of the random weights and inputs.")]
 Json = Annotated[
     bool, typer.Option("--json", help="Print one JSON object to stdout, and nothing else.")
 ]

@@ -6,24 +6,35 @@ from collections.abc import Mapping, Sequence
 from rich.table import Table
 
 from twillcore.commands.terminal import print_json, results
+from twillcore.config import Config
 from twillcore.image import Image
 from twillcore.registers import COUNTER_MEANINGS, Counter
 from twillcore.result import Result
 from twillcore.sim.report import layer_times, run_dict
 
 ADDED = ("cycles", "macs", "useful_macs", "busy", "bytes_read", "bytes_written", "seconds")
+ADDED_LUT = ("macs", "bit_products", "busy")
 
 
-def added(runs: Sequence[dict], multipliers: int) -> dict:
+def added(runs: Sequence[dict], config: Config) -> dict:
     """Return ``run_dict`` of several runs of a program as one, counts and times added."""
+    first = _sums(runs, ADDED)
+    if "lut" in first:
+        first["lut"] = lut = _sums([run["lut"] for run in runs], ADDED_LUT)
+    if first["cycles"] is not None:
+        first["utilisation"] = first["useful_macs"] / (first["cycles"] * config.multipliers)
+        first["simulated_cycles_per_second"] = first["cycles"] / first["seconds"]
+        if "lut" in first:
+            lut["utilisation"] = lut["bit_products"] / (first["cycles"] * config.bit_products)
+    return first
+
+
+def _sums(runs: Sequence[dict], names: Sequence[str]) -> dict:
     first = dict(runs[0])
-    for name in ADDED:
+    for name in names:
         if first[name] is not None:
             first[name] = sum(run[name] for run in runs)
     first["stalls"] = {name: sum(run["stalls"][name] for run in runs) for name in first["stalls"]}
-    if first["cycles"] is not None:
-        first["utilisation"] = first["useful_macs"] / (first["cycles"] * multipliers)
-        first["simulated_cycles_per_second"] = first["cycles"] / first["seconds"]
     return first
 
 
@@ -47,7 +58,7 @@ class RunReport:
     def as_dict(self) -> dict[str, object]:
         """Return what ``--json`` prints; what the engine does not know is null or empty."""
         runs = [run_dict(self.image, result) for result in self.results]
-        data = added(runs, self.image.config.multipliers)
+        data = added(runs, self.image.config)
         return {**data, "config_hash": self.image.config.hash, "bit_exact": self.exact}
 
     def show(self, as_json: bool, *tables: Table, **more: object) -> None:
@@ -59,7 +70,7 @@ class RunReport:
         if data["cycles"] is not None:
             if len(self.image.layers) > 1:
                 results.print(_layers(self.image, self.results[0]))
-            results.print(_where(data, self.image.config.multipliers))
+            results.print(_where(data, self.image.config))
         for table in tables:
             results.print(table)
         results.print(_summary(data, len(self.results)))
@@ -72,30 +83,53 @@ def _layers(image: Image, result: Result) -> Table:
         if layer.cycles:
             groups.setdefault(re.sub(r"\.\d+\.", ".*.", layer.name), []).append(layer)
     table = Table("layers", title="Cycles by layer (--json has each)", title_justify="left")
-    for name in ("", "cycles", "share", "utilisation"):
+    config = image.config
+    lut = ("LUT core",) if config.lut_columns else ()
+    for name in ("", "cycles", "share", "DSP core" if lut else "utilisation", *lut):
         table.add_column(name, justify="right")
     for name, layers in groups.items():
         cycles = sum(layer.cycles for layer in layers)
-        use = sum(layer.useful_macs for layer in layers) / (cycles * image.config.multipliers)
+        uses = [sum(layer.useful_macs for layer in layers) / (cycles * config.multipliers)]
+        if lut:
+            uses.append(sum(layer.lut_work for layer in layers) / (cycles * config.bit_products))
         share = cycles / result.cycles
         count = "" if len(layers) == 1 else f"x {len(layers)}"
-        table.add_row(name, count, f"{cycles:,}", f"{share:.1%}", f"{use:.1%}" if use else "")
+        table.add_row(
+            name,
+            count,
+            f"{cycles:,}",
+            f"{share:.1%}",
+            *(f"{use:.1%}" if use else "" for use in uses),
+        )
     return table
 
 
-def _where(data: Mapping, multipliers: int) -> Table:
-    table = Table("cause", "cycles", "share", title="The GEMM core's cycles", title_justify="left")
-    meanings = {counter.name.lower(): COUNTER_MEANINGS[counter] for counter in Counter}
+def _where(data: Mapping, config: Config) -> Table:
+    meanings = {"useful": "useful work", "padding": "work on rows, columns, inputs of padding"}
+    meanings |= {counter.name.lower(): COUNTER_MEANINGS[counter] for counter in Counter}
     meanings["blocked"] = "waited for the drain"
-    useful = round(data["useful_macs"] / multipliers)
-    meanings |= {"useful": "useful work", "padding": "work on rows, columns, inputs of padding"}
-    causes = {"useful": useful, "padding": data["busy"] - useful, **data["stalls"]}
-    for name, count in causes.items():
-        if count:
-            table.add_row(meanings[name], f"{count:,}", f"{count / data['cycles']:.1%}")
-    for column in table.columns[1:]:
-        column.justify = "right"
+    cores = {"cycles": _causes(data, data["useful_macs"] / config.multipliers)}
+    title = "The GEMM core's cycles"
+    if "lut" in data:
+        work = data["lut"]["bit_products"] / config.bit_products
+        cores = {"DSP core": cores["cycles"], "LUT core": _causes(data["lut"], work)}
+        title = "The cores' cycles"
+        meanings["blocked"] = "waited for the drain or for activations"
+    table = Table("cause", title=title, title_justify="left")
+    for name in cores:
+        table.add_column(name, justify="right")
+        table.add_column("share", justify="right")
+    for name, meaning in meanings.items():
+        counts = [causes.get(name, 0) for causes in cores.values()]
+        if any(counts):
+            cells = ((f"{count:,}", f"{count / data['cycles']:.1%}") for count in counts)
+            table.add_row(meaning, *(cell for pair in cells for cell in pair))
     return table
+
+
+def _causes(core: Mapping, useful_cycles: float) -> dict[str, int]:
+    useful = round(useful_cycles)
+    return {"useful": useful, "padding": core["busy"] - useful, **core["stalls"]}
 
 
 def _summary(data: Mapping, runs: int) -> Table:
@@ -107,7 +141,10 @@ def _summary(data: Mapping, runs: int) -> Table:
         each = "" if runs == 1 else f" in {runs} runs, {data['cycles'] // runs:,} each"
         rate = data["simulated_cycles_per_second"] / 1e6
         table.add_row("cycles", f"[bold]{data['cycles']:,}[/]{each}")
-        table.add_row("utilisation", f"[bold]{data['utilisation']:.1%}[/] of the multipliers")
+        use = f"[bold]{data['utilisation']:.1%}[/] of the multipliers"
+        if "lut" in data:
+            use += f", [bold]{data['lut']['utilisation']:.1%}[/] of the LUT core"
+        table.add_row("utilisation", use)
         table.add_row("simulated in", f"{data['seconds']:.2f} s, {rate:.2f} Mcycle/s")
         table.add_row(
             "memory", f"{data['bytes_read']:,} bytes read, {data['bytes_written']:,} written"

@@ -38,6 +38,20 @@ class Activity:
             messages.print(text)
 
 
+class Log:
+    """Says in a log, now and then, how far many short activities are; a terminal shows each."""
+
+    def __init__(self) -> None:
+        self._last = float("-inf")
+
+    def say(self, text: str) -> None:
+        """Print ``text``, if the last one is some time ago."""
+        now = time.monotonic()
+        if not messages.is_terminal and now - self._last > LOG_SECONDS:
+            self._last = now
+            messages.print(text)
+
+
 @contextmanager
 def _activity(what: str, total: int | None = None, bar: bool = True) -> Iterator[Activity]:
     bars = (BarColumn(),) if bar else ()

@@ -1,0 +1,169 @@
+"""Strides that windows cannot do, or not well: inputs folded by the host, convolutions in steps.
+
+*Space to depth*: an input image is folded so that a pixel of the folded image holds stride * stride
+pixels. A convolution with that stride becomes one with stride 1 and a smaller kernel, on more
+channels. The graph's input is the folded image; its :class:`Layout` says how the host makes it.
+"""
+
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+
+from twillcore.compiler.errors import CompileError
+from twillcore.compiler.float_graph import (
+    FloatConv,
+    FloatGraph,
+    FloatLinear,
+    FloatMap,
+    FloatMaxPool,
+    FloatOp,
+    FloatTensor,
+    Layout,
+    float_reads,
+)
+from twillcore.config import Config
+
+LARGEST_STRIDE = 2  # of a window
+MOST_CHANNELS = 16  # of the folded image, if the convolution could do without
+
+
+def reduce_strides(
+    graph: FloatGraph, config: Config, fold_inputs: bool | None = None
+) -> FloatGraph:
+    """Return ``graph`` with strides of 1 and 2 only.
+
+    ``fold_inputs`` says whether inputs of convolutions with stride 2 and few channels are folded;
+    None: where that takes fewer beats. Those of larger strides are folded whenever possible.
+
+    Raises
+    ------
+    CompileError
+        If a stride can neither be folded away nor divided into steps of 2.
+    """
+    uses = Counter(name for op in graph.ops for name in float_reads(op))
+    uses.update(name for name, _, _ in graph.outputs)
+    tensors, inputs, ops, problems = dict(graph.tensors), dict(graph.inputs), [], []
+    for op in graph.ops:
+        if (
+            isinstance(op, FloatConv)
+            and op.stride > 1
+            and op.dilation == 1
+            and op.groups == 1
+            and op.x in inputs
+            and uses[op.x] == 1
+            and _folds(graph, op, config, fold_inputs)
+        ):
+            op, tensors[op.x], inputs[op.x] = _fold(graph, op, config.block)
+        if isinstance(op, FloatConv | FloatMaxPool) and op.stride > LARGEST_STRIDE:
+            if op.stride & (op.stride - 1):
+                problems.append(
+                    f"{op.name}: stride {op.stride} of an input that others read too: use 1, 2 or"
+                    " another power of two"
+                )
+                continue
+            ops += _in_steps(op, tensors)
+            continue
+        if (
+            isinstance(op, FloatConv)
+            and not config.tap_depth
+            and op.weight.shape[1:3] == (1, 1)
+            and (op.stride, op.padding, op.groups) == (1, (0, 0), 1)
+        ):
+            op = FloatLinear(
+                op.name, op.out, op.x, op.weight[:, 0, 0], op.bias, op.residual, op.function
+            )
+        ops.append(op)
+    if problems:
+        raise CompileError("\n".join(problems))
+    return replace(graph, tensors=tensors, inputs=inputs, ops=tuple(ops))
+
+
+def _folds(graph: FloatGraph, op: FloatConv, config: Config, wanted: bool | None) -> bool:
+    """Whether to fold the input of a convolution."""
+    if op.stride > LARGEST_STRIDE or not config.tap_depth:
+        return True
+    channels = op.weight.shape[3]
+    if wanted is not None or channels * op.stride**2 > MOST_CHANNELS:
+        return bool(wanted) and channels * op.stride**2 <= MOST_CHANNELS
+    folded = _fold(graph, op, config.block)[0]
+    return _beats(folded, config.block) < _beats(op, config.block)
+
+
+def _beats(op: FloatConv, block: int) -> int:
+    """Beats per tile of a convolution: in every tap, every block takes as many as the fullest."""
+    _, height, width, channels = op.weight.shape
+    blocks = -(-channels // block)
+    kept = np.zeros((len(op.weight), height, width, blocks * block), bool)
+    kept[..., :channels] = op.weight != 0
+    fullest = int(kept.reshape(len(op.weight), -1, block).sum(-1).max(initial=1))
+    return height * width * blocks * max(fullest, op.stride)
+
+
+def _fold(graph: FloatGraph, op: FloatConv, block: int) -> tuple[FloatConv, FloatTensor, Layout]:
+    """Return the convolution on the folded image, that image, and its layout."""
+    source, outputs, channels = graph.tensors[op.x], len(op.weight), op.weight.shape[3]
+    sizes = op.weight.shape[1:3]
+    steps = [1 if n == 1 and k == 1 else op.stride for n, k in zip(source.grid, sizes, strict=True)]
+    grid = tuple(-(-n // s) for n, s in zip(source.grid, steps, strict=True))
+    # a tap at distance d is position d mod s of the folded pixel at distance d div s
+    distances = [np.arange(k) - before for k, before in zip(sizes, op.padding, strict=True)]
+    first = [int(d[0]) // s for d, s in zip(distances, steps, strict=True)]
+    length = [
+        int(d[-1]) // s - start + 1 for d, s, start in zip(distances, steps, first, strict=True)
+    ]
+    kernel = np.zeros((outputs, length[0], length[1], steps[0], steps[1], channels), np.float32)
+    for i, y in enumerate(distances[0]):
+        for j, x in enumerate(distances[1]):
+            place = y // steps[0] - first[0], x // steps[1] - first[1], y % steps[0], x % steps[1]
+            kernel[:, *place] = op.weight[:, i, j]
+    index = _spread(steps[0] * steps[1] * channels, block)
+    weight = kernel.reshape(outputs, *length, -1)[..., index] * (index >= 0).astype(np.float32)
+    folded = replace(op, weight=weight, stride=1, padding=(-first[0], -first[1]))
+    image = replace(source, rows=grid[0] * grid[1], channels=len(index), grid=grid)
+    layout = Layout(
+        (source.batch, *grid, *steps, channels),
+        (0, 5, 1, 3, 2, 4),  # batch, channel, line and line in it, column and column in it
+        graph.inputs[op.x].shape,
+        tuple(zip((source.batch, channels, *source.grid),
+                  (source.batch, channels, grid[0] * steps[0], grid[1] * steps[1]), strict=True)),
+        tuple(map(int, index)),
+    )  # fmt: skip
+    return folded, image, layout
+
+
+def _spread(channels: int, block: int) -> np.ndarray:
+    """Return which channel lies where, -1: none, so that blocks are evenly filled."""
+    blocks = -(-channels // block)
+    each = -(-channels // blocks)
+    index = np.full(blocks * block, -1)
+    for channel in range(channels):
+        index[channel // each * block + channel % each] = channel
+    return index[: (channels - 1) // each * block + (channels - 1) % each + 1]
+
+
+def _in_steps(op: FloatConv | FloatMaxPool, tensors: dict[str, FloatTensor]) -> list[FloatOp]:
+    """Return ``op`` with stride 2, and what takes every second of its results as often as needed.
+
+    ``tensors`` gets those between the steps.
+    """
+    final = tensors[op.out]
+    if getattr(op, "residual", None) is not None:
+        alone = f"{op.out}.alone"
+        tensors[alone] = replace(final, name=alone)
+        ones = np.ones(final.channels, np.float32)
+        tail = FloatMap(op.name, op.out, alone, ones, ones * 0, op.residual, op.function)
+        return [*_in_steps(replace(op, out=alone, residual=None, function=None), tensors), tail]
+    ops: list[FloatOp] = []
+    left, x = op.stride // LARGEST_STRIDE, op.x
+    while True:
+        out = op.out if left == 1 else f"{op.out}.every{left}"
+        grid = tuple((n - 1) * left + 1 for n in final.grid)
+        tensors[out] = replace(final, name=out, rows=grid[0] * grid[1], grid=grid)
+        if not ops:
+            ops.append(replace(op, out=out, stride=LARGEST_STRIDE))
+        else:
+            ops.append(FloatMaxPool(op.name, out, x, (1, 1), LARGEST_STRIDE, (0, 0)))
+        if left == 1:
+            return ops
+        left, x = left // LARGEST_STRIDE, out
