@@ -176,6 +176,7 @@ class Accelerator(wiring.Component):
 
         joints = [
             (gemm.activation, activation.gemm_read),
+            (gemm.activation_read, activation.drain_read),
             (gemm.activation_write, activation.drain_write),
             (load.activation_write, activation.load_write),
             (vector.activation_write, activation.vector_write),
@@ -199,6 +200,8 @@ class Accelerator(wiring.Component):
             (vector.lane_scale, lane_scale.write),
             (gemm.lane_scale, lane_scale.read),
         ]
+        if config.tap_depth:
+            joints.append((load.tap_write, gemm.tap_write))
         if config.norm_depth:
             m.submodules.norm_memory = norm = ParameterMemory(config.norm_depth, entries_per_beat)
             joints += [(load.norm_write, norm.write), (vector.norm, norm.read)]

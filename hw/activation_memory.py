@@ -1,16 +1,17 @@
 """The memory that all engines share: int8 activations, one block of every lane per word."""
 
-from amaranth.hdl import Module
+from amaranth.hdl import Cat, Module, Mux, Signal
 from amaranth.lib import memory, wiring
 from amaranth.lib.wiring import In
 
 from twillcore.config import ADDRESS_BITS, Config
 from twillcore.hw.layouts import activation_word
-from twillcore.hw.ports import PHASE_BITS, read_port, write_port
+from twillcore.hw.ports import PHASE_BITS, gather_port, read_port, write_port
 from twillcore.timing import ActivationSlot
 
 WRITERS = (ActivationSlot.DRAIN_WRITE, ActivationSlot.LOAD_WRITE, ActivationSlot.VECTOR_WRITE)
 READERS = (
+    ActivationSlot.DRAIN_READ,
     ActivationSlot.MOVE_READ,
     ActivationSlot.VECTOR_READ_A,
     ActivationSlot.STORE_READ,
@@ -27,51 +28,87 @@ class ActivationMemory(wiring.Component):
     in the same cycle returns the old word. Address bits beyond the depth are ignored: engines check
     addresses.
 
+    With windows (``tap_depth``), every lane is a memory of its own: the GEMM core gives two
+    addresses, and which lanes read the second.
+
     Members
     -------
     phase : In(PHASE_BITS)
-    gemm_read : In(read_port(ADDRESS_BITS, activation_word(config)))
+    gemm_read : In(gather_port(config))
     drain_write, load_write, vector_write : In(write_port(ADDRESS_BITS, activation_word(config)))
-    move_read, vector_read_a, store_read, vector_read_b : as ``gemm_read``
+    drain_read, move_read, vector_read_a, store_read, vector_read_b :
+        In(read_port(ADDRESS_BITS, activation_word(config)))
     """
 
     def __init__(self, config: Config):
-        self._word = activation_word(config)
-        self._depth = config.activation_depth
-        reads = In(read_port(ADDRESS_BITS, self._word))
-        writes = In(write_port(ADDRESS_BITS, self._word))
+        self._config = config
+        word = activation_word(config)
+        reads = In(read_port(ADDRESS_BITS, word))
+        writes = In(write_port(ADDRESS_BITS, word))
         super().__init__(
-            {"phase": In(PHASE_BITS), "gemm_read": reads}
+            {"phase": In(PHASE_BITS), "gemm_read": In(gather_port(config))}
             | {slot.name.lower(): writes for slot in WRITERS}
             | {slot.name.lower(): reads for slot in READERS}
         )
 
     def elaborate(self, platform):
         m = Module()
-        m.submodules.words = words = memory.Memory(shape=self._word, depth=self._depth, init=[])
-        gemm = words.read_port()
-        m.d.comb += [
-            gemm.addr.eq(self.gemm_read.address),
-            gemm.en.eq(self.gemm_read.enable),
-            self.gemm_read.data.eq(gemm.data),
-        ]
+        config = self._config
 
-        # One address, and never both enables: synthesis makes one read-write port of the two.
-        write, read = words.write_port(), words.read_port()
-        m.d.comb += read.addr.eq(write.addr)
+        # The shared port: one address, and a read or a write.
+        address = Signal(ADDRESS_BITS)
+        written = Signal(activation_word(config))
+        write, read = Signal(), Signal()
         with m.Switch(self.phase):
             for slot in WRITERS:
                 client = getattr(self, slot.name.lower())
                 with m.Case(slot):
                     m.d.comb += [
-                        write.addr.eq(client.address),
-                        write.data.eq(client.data),
-                        write.en.eq(client.enable),
+                        address.eq(client.address),
+                        written.eq(client.data),
+                        write.eq(client.enable),
                     ]
             for slot in READERS:
                 client = getattr(self, slot.name.lower())
                 with m.Case(slot):
-                    m.d.comb += [write.addr.eq(client.address), read.en.eq(client.enable)]
-        for slot in READERS:
-            m.d.comb += getattr(self, slot.name.lower()).data.eq(read.data)
+                    m.d.comb += [address.eq(client.address), read.eq(client.enable)]
+
+        if config.tap_depth:
+            banks = [(f"lane_{lane}", [lane]) for lane in range(config.lanes)]
+        else:
+            banks = [("words", range(config.lanes))]
+        for name, lanes in banks:
+            gemm = self.gemm_read
+            gemm_address = gemm.address
+            if config.tap_depth:
+                gemm_address = Mux(gemm.uses_second[lanes[0]], gemm.second, gemm.address)
+            self._bank(m, name, lanes, gemm_address, address, written, write, read)
         return m
+
+    def _bank(self, m, name, lanes, gemm_address, address, written, write, read):
+        """Add the memory of some lanes."""
+
+        def part(word):
+            return Cat(word[lane].as_value() for lane in lanes)
+
+        config = self._config
+        bits = config.block * 8 * len(lanes)
+        m.submodules[name] = bank = memory.Memory(
+            shape=bits, depth=config.activation_depth, init=[]
+        )
+        gemm = bank.read_port()
+        # One address, and never both enables: synthesis makes one read-write port of the two.
+        shared_write, shared_read = bank.write_port(), bank.read_port()
+        m.d.comb += [
+            gemm.addr.eq(gemm_address),
+            gemm.en.eq(self.gemm_read.enable),
+            part(self.gemm_read.data).eq(gemm.data),
+            shared_write.addr.eq(address),
+            shared_write.data.eq(part(written)),
+            shared_write.en.eq(write),
+            shared_read.addr.eq(address),
+            shared_read.en.eq(read),
+        ]
+        for slot in READERS:
+            client = getattr(self, slot.name.lower())
+            m.d.comb += part(client.data).eq(shared_read.data)

@@ -14,7 +14,7 @@ from twillcore.hw.ports import PHASE_BITS, read_port, write_port
 from twillcore.hw.sequencer import TILE
 from twillcore.isa import Function
 from twillcore.numerics import TABLE_ENTRIES, TABLE_FRACTION_BITS, TABLE_INPUT_BITS
-from twillcore.timing import ActivationSlot, WideReadSlot, WideWriteSlot
+from twillcore.timing import ActivationSlot, WideReadSlot, WideWriteSlot, window_cycles
 
 
 def table_port(config: Config):
@@ -30,24 +30,24 @@ class Drain(wiring.Component):
     ``look_up``, ``narrow``.
 
     A tile's drain starts in a cycle S with phase :attr:`START_PHASE`, at the earliest
-    :attr:`BEAT_TO_START` cycles after the last beat (in which ``tile`` is valid) and
-    ``dsp_columns`` cycles after the last start. From then on all is fixed: column c enters the
-    pipeline in cycle ``S + 2 + c`` (the array's ``shift``), residual word j is read in
-    ``S + 5 + j * block``, output word j is written in ``S + LATENCY + (j + 1) * block``, row maxima
-    in the cycle of the last word. ``done`` marks the last word of an instruction. START_PHASE is
-    such that reads and writes meet their slots. There is no backpressure: ``release`` says from
-    when on a tile may end.
+    :attr:`BEAT_TO_START` cycles after the last beat (``window_cycles`` before which ``tile`` is
+    valid) and as many cycles after the last start as that tile had columns. From then on all is
+    fixed: column c enters the pipeline in cycle ``S + 2 + c`` (the array's ``shift``), residual
+    word j is read in ``S + 5 + j * block`` (in the cycle before if it is narrow), output word j is
+    written in ``S + LATENCY + (j + 1) * block``, row maxima in the cycle of the last word. ``done``
+    marks the last word of an instruction. START_PHASE is such that reads and writes meet their
+    slots. There is no backpressure: ``release`` says from when on a tile may end.
 
     Members
     -------
     phase : In
     tile : In
-        Strobe with the description of a tile, in the cycle of its last beat.
+        Strobe with the description of a tile, in the step of its last beat.
     release : Out(1)
-        The last beat of the next tile may be issued from the following cycle on.
+        The step of the next tile's last beat may be taken from the following cycle on.
     column, shift : In, Out
         The shadow of the array.
-    parameter, lane_scale, wide_read : Out(read_port)
+    parameter, lane_scale, wide_read, activation_read : Out(read_port)
     activation_write, wide_write, row_maximum : Out(write_port)
     table : In(write_port)
         Function table; address and data in rows, see :func:`table_port`.
@@ -70,6 +70,7 @@ class Drain(wiring.Component):
             "parameter": Out(read_port(16, PARAMETER_LAYOUT)),
             "lane_scale": Out(read_port(10, data.ArrayLayout(LANE_SCALE, lanes))),
             "wide_read": Out(read_port(16, wide_word(config))),
+            "activation_read": Out(read_port(16, activation_word(config))),
             "activation_write": Out(write_port(16, activation_word(config))),
             "wide_write": Out(write_port(16, wide_word(config))),
             "row_maximum": Out(write_port(10, data.ArrayLayout(signed(16), lanes))),
@@ -80,6 +81,7 @@ class Drain(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         # What START_PHASE is for.
+        assert (self.START_PHASE + 4) % FRAME_CYCLES == ActivationSlot.DRAIN_READ
         assert (self.START_PHASE + 5) % FRAME_CYCLES == WideReadSlot.DRAIN_READ
         for slot in (ActivationSlot.DRAIN_WRITE, WideWriteSlot.DRAIN_WRITE):
             assert slot == (self.START_PHASE + self.LATENCY) % FRAME_CYCLES
@@ -98,6 +100,22 @@ class Drain(wiring.Component):
         self._write(m, pipe, tile, value, narrow)
         return m
 
+    def _columns(self, m, begin, new_tile, name):
+        """Count the columns of a tile from the cycle after ``begin`` on.
+
+        Returns active, column, last_column and the tile.
+        """
+        tile = Signal(TILE, name=name)
+        active = Signal(name=f"{name}_active")
+        column = Signal(range(self._config.dsp_columns), name=f"{name}_column")
+        last_column = Signal(name=f"{name}_last_column")
+        m.d.comb += last_column.eq(column == tile.last_drained)
+        with m.If(active):
+            m.d.sync += [column.eq(column + 1), active.eq(~last_column)]
+        with m.If(begin):
+            m.d.sync += [active.eq(1), column.eq(0), tile.eq(new_tile)]
+        return active, column, last_column, tile
+
     def _schedule(self, m, control):
         """Start tiles in their phase; drive the ``control`` of stage 0, return its tile."""
         config = self._config
@@ -106,14 +124,9 @@ class Drain(wiring.Component):
         waiting = Signal()
         waiting_tile = Signal(TILE)
         settled = Signal(range(self.BEAT_TO_START))  # cycles until the tile may start
-        tile = Signal(TILE)  # the tile whose columns enter
-        active = Signal()
-        column = Signal(range(config.dsp_columns))
-        parameter = Signal(16)
-        last_column = Signal()
         start = Signal()  # in the cycle before S
+        active, column, last_column, tile = self._columns(m, start, waiting_tile, "tile")
         m.d.comb += [
-            last_column.eq(column == config.dsp_columns - 1),
             start.eq(
                 waiting
                 & (settled == 0)
@@ -122,32 +135,34 @@ class Drain(wiring.Component):
             ),
             # A last beat BEAT_TO_START cycles before the end of the drain has its sums in the
             # shadow just after the shadow's last column has left.
-            self.release.eq(active & (column == config.dsp_columns - self.BEAT_TO_START - 1)),
-            self.parameter.address.eq(parameter),
-            self.parameter.enable.eq(active),
+            self.release.eq(active & (column == tile.last_drained - self.BEAT_TO_START)),
         ]
         with m.If(settled != 0):
             m.d.sync += settled.eq(settled - 1)
-        with m.If(active):
-            m.d.sync += [
-                column.eq(column + 1),
-                parameter.eq(parameter + 1),
-                active.eq(~last_column),
-            ]
         with m.If(start):
-            m.d.sync += [
-                waiting.eq(0),
-                active.eq(1),
-                column.eq(0),
-                tile.eq(waiting_tile),
-                parameter.eq(waiting_tile.parameter),
-            ]
+            m.d.sync += waiting.eq(0)
         with m.If(self.tile.valid):
             m.d.sync += [
                 waiting.eq(1),
                 waiting_tile.eq(self.tile.payload),
                 settled.eq(self.BEAT_TO_START - 2),
             ]
+        begin, begin_tile = start, waiting_tile
+        if window_cycles(config):
+            # Until here all cycles are those of steps; the columns come a frame later.
+            assert window_cycles(config) == FRAME_CYCLES
+            begin = active & (column == FRAME_CYCLES - 1)
+            begin_tile = tile
+            active, column, last_column, tile = self._columns(m, begin, tile, "later_tile")
+        parameter = Signal(16)
+        m.d.comb += [
+            self.parameter.address.eq(parameter),
+            self.parameter.enable.eq(active),
+        ]
+        with m.If(active):
+            m.d.sync += parameter.eq(parameter + 1)
+        with m.If(begin):
+            m.d.sync += parameter.eq(begin_tile.parameter)
 
         first = column == 0
         m.d.comb += [
@@ -160,6 +175,7 @@ class Drain(wiring.Component):
             control.lane_scaled.eq(tile.lane_scaled),
             control.lane.eq(tile.lane),
             control.residual.eq(tile.residual),
+            control.residual_narrow.eq(tile.residual_narrow),
             control.residual_shift.eq(tile.residual_shift),
             control.function.eq(tile.function),
         ]
@@ -227,28 +243,46 @@ class Drain(wiring.Component):
         stage = pipe.stage
         config = self._config
         address = Signal(16)
-        arrived = Signal()
-        word = Signal(wide_word(config), reset_less=True)
-        # Column 5 of a word is in stage 0 when column 0 of the word is in stage 5; data are in a
-        # register two cycles later, in stage 7, and stay there until the next word's.
-        m.d.comb += [
-            self.wide_read.address.eq(address),
-            self.wide_read.enable.eq(stage[0].valid & stage[0].residual & (stage[0].channel == 5)),
-        ]
-        m.d.sync += arrived.eq(self.wide_read.enable)
-        with m.If(stage[0].valid & (stage[0].channel == 4)):
+        with m.If(stage[0].valid & (stage[0].channel == 3)):
             with m.If(stage[0].first_word):
                 m.d.sync += address.eq(tile.residual_address)
             with m.Else():
                 m.d.sync += address.eq(address + 1)
-        with m.If(arrived):
-            m.d.sync += word.eq(self.wide_read.data)
 
-        zero = ~stage[7].residual
-        value = [
-            Mux(zero, 0, lane.as_value().word_select(stage[7].channel, 16).as_signed())
-            for lane in word
+        # Column 4 of a word is in stage 0 when column 0 of the word is in stage 4; data are in a
+        # register two cycles later, in stage 6, and stay there until the next word's. Those of a
+        # wide word come a cycle later.
+        words = []
+        for port, layout, channel, is_narrow in (
+            (self.activation_read, activation_word(config), 4, True),
+            (self.wide_read, wide_word(config), 5, False),
+        ):
+            arrived = Signal()
+            word = Signal(layout, reset_less=True)
+            m.d.comb += [
+                port.address.eq(address),
+                port.enable.eq(
+                    stage[0].valid
+                    & stage[0].residual
+                    & (stage[0].residual_narrow == is_narrow)
+                    & (stage[0].channel == channel)
+                ),
+            ]
+            m.d.sync += arrived.eq(port.enable)
+            with m.If(arrived):
+                m.d.sync += word.eq(port.data)
+            words.append(word)
+
+        narrow_word, word = words
+        narrow = [
+            lane.as_value().word_select(stage[6].channel, 8).as_signed() for lane in narrow_word
         ]
+        narrow = pipe.registers(6, signed(8), narrow, "residual_narrow")
+        value = []
+        for lane, n in zip(word, narrow, strict=True):
+            wide = lane.as_value().word_select(stage[7].channel, 16).as_signed()
+            either = Mux(stage[7].residual_narrow, n, wide)
+            value.append(Mux(stage[7].residual, either, 0))
         value = pipe.registers(7, signed(16), value, "residual")
         # The shift is -8..15: shift left by 8, then right by 0..23. The rounding of the latter
         # cannot be seen when it only takes back zeros.
@@ -431,6 +465,7 @@ class _Pipeline:
             "lane_scaled": 1,
             "lane": 10,
             "residual": 1,
+            "residual_narrow": 1,
             "residual_shift": 5,
             "function": 2,
         })  # fmt: skip

@@ -11,23 +11,23 @@ from twillcore.hw.layouts import (
     LANE_SCALE,
     PARAMETER_LAYOUT,
     activation_word,
-    instruction_layout,
     operand_row,
     weight_row,
     wide_word,
 )
-from twillcore.hw.ports import Activity, engine_members, read_port, write_port
+from twillcore.hw.ports import Activity, engine_members, gather_port, read_port, write_port
 from twillcore.hw.sequencer import Sequencer
-from twillcore.isa import Opcode
+from twillcore.hw.window import tap_port
 
 
 class GemmEngine(wiring.Component):
     """Execute GEMM instructions: sequencer, array and drain, and retirement in order.
 
-    An instruction taken in cycle s issues its first beat in s + 1, one beat per cycle; the next
-    instruction can be taken in the cycle of the last beat. An instruction retires in the cycle in
-    which its last word is written, or, if it drains nothing, in which its last beat has been added
-    (:attr:`BEAT_TO_SUM` cycles after its issue); never in the cycle of the one before. With
+    An instruction taken in cycle s takes its first step in s + 1, one step per cycle; the next
+    instruction can be taken in the cycle of the last step. A beat is issued ``window_cycles`` after
+    its step. An instruction retires in the cycle in which its last word is written, or, if it
+    drains nothing, in which its last beat has been added (:attr:`BEAT_TO_SUM` cycles after its
+    issue; for WINDOW as if its last cycle were a step); never in the cycle of the one before. With
     :attr:`IN_FLIGHT` instructions that have not retired no other is taken (only a series of held
     ones behind a drain can come so far). ``sim/timing_gemm.py`` has the whole timing as a function.
 
@@ -45,17 +45,18 @@ class GemmEngine(wiring.Component):
         self._config = config
         lanes = config.lanes
         super().__init__(engine_members() | {
-            "activation": Out(read_port(16, activation_word(config))),
+            "activation": Out(gather_port(config)),
             "weight": Out(read_port(16, weight_row(config))),
             "operand": Out(read_port(16, operand_row(config))),
             "parameter": Out(read_port(16, PARAMETER_LAYOUT)),
             "lane_scale": Out(read_port(10, data.ArrayLayout(LANE_SCALE, lanes))),
             "row_maximum": Out(write_port(10, data.ArrayLayout(signed(16), lanes))),
             "wide_read": Out(read_port(16, wide_word(config))),
+            "activation_read": Out(read_port(16, activation_word(config))),
             "activation_write": Out(write_port(16, activation_word(config))),
             "wide_write": Out(write_port(16, wide_word(config))),
             "table": In(table_port(config)),
-        })  # fmt: skip
+        } | ({"tap_write": In(tap_port(config))} if config.tap_depth else {}))  # fmt: skip
 
     def elaborate(self, platform):
         m = Module()
@@ -69,7 +70,10 @@ class GemmEngine(wiring.Component):
 
         connect(m, flipped(self.instruction), sequencer.instruction)
         connect(m, sequencer.error, flipped(self.error))
-        for name in ("activation", "weight", "operand"):
+        connect(m, sequencer.activation, flipped(self.activation))
+        if self._config.tap_depth:
+            connect(m, flipped(self.tap_write), sequencer.tap_write)
+        for name in ("weight", "operand"):
             mine, theirs = getattr(self, name), getattr(sequencer, name)
             m.d.comb += [
                 mine.address.eq(theirs.address),
@@ -77,12 +81,14 @@ class GemmEngine(wiring.Component):
                 getattr(array, name).eq(mine.data),
             ]
         for name in (
-            "parameter", "lane_scale", "wide_read", "activation_write", "wide_write",
-            "row_maximum", "table",
+            "parameter", "lane_scale", "wide_read", "activation_read", "activation_write",
+            "wide_write", "row_maximum", "table",
         ):  # fmt: skip
             connect(m, getattr(drain, name), flipped(getattr(self, name)))
         m.d.comb += [
+            sequencer.grant.eq(1),
             array.beat.eq(sequencer.beat),
+            array.activation.eq(sequencer.word),
             array.shift.eq(drain.shift),
             drain.phase.eq(self.phase),
             drain.tile.valid.eq(sequencer.tile.valid),
@@ -93,13 +99,12 @@ class GemmEngine(wiring.Component):
 
         # Retirement: what kind of end each instruction that has not retired waits for, the oldest
         # at bit ``in_flight - 1``, and how many ends of each kind have come.
-        offered = data.View(instruction_layout(Opcode.GEMM), self.instruction.payload.word)
         accept = self.instruction.valid & self.instruction.ready
         held = Signal(self.IN_FLIGHT)
         in_flight = Signal(range(self.IN_FLIGHT + 1))
         m.d.comb += sequencer.admit.eq(in_flight != self.IN_FLIGHT)
         with m.If(accept):
-            m.d.sync += held.eq((held << 1) | offered.hold)
+            m.d.sync += held.eq((held << 1) | sequencer.undrained)
         m.d.sync += in_flight.eq(in_flight + accept - self.retire)
 
         held_end = [sequencer.held]
@@ -119,7 +124,7 @@ class GemmEngine(wiring.Component):
             with m.If(retire):
                 m.d.comb += self.retire.eq(1)
 
-        with m.If(sequencer.beat.valid):
+        with m.If(sequencer.step):
             m.d.comb += self.activity.eq(Activity.BUSY)
         with m.Elif(sequencer.active):
             m.d.comb += self.activity.eq(Activity.BLOCKED)

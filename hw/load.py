@@ -62,7 +62,8 @@ def depth_rows(memory: Memory, config: Config) -> int:
         Memory.PARAMETER: config.parameter_depth // entries,
         Memory.NORM: config.norm_depth // entries,
         Memory.TABLE: TABLE_BYTES // PARAMETER_BYTES // entries,
-    }[memory]
+        Memory.TAP: config.tap_depth // entries,
+    }.get(memory, 0)
 
 
 def _lowest_set(bits):
@@ -94,10 +95,10 @@ class LoadEngine(wiring.Component):
     after its predecessor if that is later.
 
     Restrictions on operands (else ILLEGAL_INSTRUCTION): DRAM addresses and strides are multiples of
-    the beat; for PARAMETER, NORM and TABLE ``local``, ``local_stride`` and ``count`` are multiples
-    of the entries in a beat; for BITMAP ``count`` is a multiple of ``beats``. An address beyond the
-    end of its memory is found when it is to be written. After an illegal instruction the engine
-    accepts no more; data on their way are still taken. ``base`` is a multiple of the beat.
+    the beat; for PARAMETER, NORM, TABLE and TAP ``local``, ``local_stride`` and ``count`` are
+    multiples of the entries in a beat; for BITMAP ``count`` is a multiple of ``beats``. An address
+    beyond the end of its memory is found when it is to be written. After an illegal instruction the
+    engine accepts no more; data on their way are still taken. ``base`` is a multiple of the beat.
 
     Members
     -------
@@ -108,7 +109,7 @@ class LoadEngine(wiring.Component):
     activation_write, wide_write
         Write ports, used in ``LOAD_WRITE`` slots only.
     weight_write : Out(write_port(16, weight_row(config)))
-    parameter_write, norm_write
+    parameter_write, norm_write, tap_write
         Write ports; addresses count rows of :func:`entries_per_row` entries.
     table_write
         Write port; addresses count rows of 4 * :func:`entries_per_row` int16.
@@ -130,6 +131,7 @@ class LoadEngine(wiring.Component):
                 "weight_write": Out(write_port(16, weight_row(config))),
                 "parameter_write": Out(write_port(16, entry_row)),
                 "norm_write": Out(write_port(16, entry_row)),
+                "tap_write": Out(write_port(16, entry_row)),
                 "table_write": Out(write_port(table_bits, table_row)),
             }
         )
@@ -428,6 +430,7 @@ class LoadEngine(wiring.Component):
             (Memory.WEIGHT, self.weight_write),
             (Memory.PARAMETER, self.parameter_write),
             (Memory.NORM, self.norm_write),
+            (Memory.TAP, self.tap_write),
             (Memory.TABLE, self.table_write),
         ):
             row_bytes = row_beats(memory, config) * config.axi_bytes

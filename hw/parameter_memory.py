@@ -1,4 +1,4 @@
-"""64-bit entries that are written by the row and read one by one: column and norm parameters."""
+"""64-bit entries that are written by the row and read one by one: parameters, taps."""
 
 from amaranth.hdl import Module, Signal
 from amaranth.lib import data, memory, wiring
@@ -21,22 +21,23 @@ class ParameterMemory(wiring.Component):
     ----------
     depth : entries
     entries_per_row : a power of two
+    entry : layout of an entry, 64 bits
 
     Members
     -------
     write : In(write_port(ADDRESS_BITS, ArrayLayout(64, entries_per_row)))
         Addresses count rows.
-    read : In(read_port(ADDRESS_BITS, PARAMETER_LAYOUT))
+    read : In(read_port(ADDRESS_BITS, entry))
         Addresses count entries.
     """
 
-    def __init__(self, depth: int, entries_per_row: int):
+    def __init__(self, depth: int, entries_per_row: int, entry=PARAMETER_LAYOUT):
         self._select_bits = exact_log2(entries_per_row)
         self._rows = -(-depth // entries_per_row)
         self._row = data.ArrayLayout(64, entries_per_row)
         super().__init__({
             "write": In(write_port(ADDRESS_BITS, self._row)),
-            "read": In(read_port(ADDRESS_BITS, PARAMETER_LAYOUT)),
+            "read": In(read_port(ADDRESS_BITS, entry)),
         })  # fmt: skip
 
     def elaborate(self, platform):

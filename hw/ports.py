@@ -9,8 +9,8 @@ frame counter.
 from amaranth.lib import enum, stream, wiring
 from amaranth.lib.wiring import In, Out
 
-from twillcore.config import FRAME_CYCLES
-from twillcore.hw.layouts import INDEX_BITS, ISSUED
+from twillcore.config import ADDRESS_BITS, FRAME_CYCLES, Config
+from twillcore.hw.layouts import INDEX_BITS, ISSUED, activation_word
 
 PHASE_BITS = (FRAME_CYCLES - 1).bit_length()
 CAUSE_BITS = 4
@@ -20,8 +20,8 @@ class Activity(enum.Enum, shape=2):
     """What an engine does in a cycle, for the performance counters."""
 
     IDLE = 0  #: nothing accepted: waits for tokens or instructions
-    BUSY = 1  #: useful work (GEMM: a beat was issued)
-    BLOCKED = 2  #: LOAD, STORE: waits for the bus; GEMM: waits for the drain
+    BUSY = 1  #: useful work (GEMM: a step of its loop nest)
+    BLOCKED = 2  #: LOAD, STORE: waits for the bus; a core: for the drain or its memory port
     ENDING = 3  #: would accept work, but has instructions that have not retired
 
 
@@ -30,6 +30,18 @@ def read_port(address_bits, shape):
     return wiring.Signature({
         "address": Out(address_bits), "enable": Out(1), "data": In(shape),
     })  # fmt: skip
+
+
+def gather_port(config: Config):
+    """Return the port through which a GEMM core reads activations, seen from the core.
+
+    With windows, memory lane b reads the word at ``second`` instead of the one at ``address`` if
+    bit b of ``uses_second`` is set.
+    """
+    members = dict(read_port(ADDRESS_BITS, activation_word(config)).members)
+    if config.tap_depth:
+        members |= {"second": Out(ADDRESS_BITS), "uses_second": Out(config.lanes)}
+    return wiring.Signature(members)
 
 
 def write_port(address_bits, shape, enable_bits=1):

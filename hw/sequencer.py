@@ -1,18 +1,21 @@
 """Loop nest of the GEMM core: which beat in which cycle."""
 
-from amaranth.hdl import Module, Mux, Signal
+from amaranth.hdl import Const, Module, Mux, Signal, signed
 from amaranth.lib import data, stream, wiring
-from amaranth.lib.wiring import In, Out
+from amaranth.lib.wiring import In, Out, connect, flipped
 
 from twillcore.config import Config
-from twillcore.hw.layouts import INDEX_BITS, ISSUED, instruction_layout
-from twillcore.hw.ports import ERROR
+from twillcore.hw.layouts import INDEX_BITS, ISSUED, activation_word, instruction_layout
+from twillcore.hw.ports import ERROR, gather_port
+from twillcore.hw.window import Window, tap_port
 from twillcore.isa import Cause, Function, Opcode
+from twillcore.timing import window_cycles
 
-#: What the array does with the memory words whose addresses go out in the same cycle.
+#: What the array does with the word and the row that it gets in the following cycle.
 BEAT = data.StructLayout({
     "valid": 1,  # a beat is issued
     "load": 1,  # first beat of a block: hold the activation word
+    "block_end": 1,  # last beat of a block
     "clear": 1,  # first beat of a tile: forget the sums of the one before
     "finish": 1,  # last beat of a tile that is drained: hand the sums to the shadow
     "operand": 1,  # the row comes from the operand memory
@@ -27,6 +30,7 @@ TILE = data.StructLayout({
     "lane": 10,
     "residual": 1,
     "residual_address": 16,
+    "residual_narrow": 1,
     "residual_shift": 5,  # 8 more than the instruction's, so not negative: 0..23
     "function": 2,
     "wide": 1,
@@ -35,6 +39,7 @@ TILE = data.StructLayout({
     "first_column": 1,  # first tile of its row tile
     "last_column": 1,  # last tile of its row tile
     "maximum": 10,
+    "last_drained": 7,  # number of the last column that is drained, in its tile
     "last": 1,  # last tile of its instruction
 })  # fmt: skip
 
@@ -42,51 +47,86 @@ ADDRESS_PORT = wiring.Signature({"address": Out(16), "enable": Out(1)})
 
 
 class Sequencer(wiring.Component):
-    """Turn GEMM instructions into beats, one per cycle.
+    """Turn GEMM instructions into beats, one per cycle; hold the window of the core.
 
-    The first beat is issued in the cycle after an instruction is taken, and the next instruction is
-    taken in the cycle of the last beat: there is no bubble between blocks, tiles and instructions.
-    The only stall is the last beat of a tile, which waits while the shadow is ``occupied``: from
-    the last beat of a tile to the drain's ``release``. It is visible as ``active & ~beat.valid``.
+    The loop nest advances by a *step* per cycle. The first step is taken in the cycle after an
+    instruction is accepted, and the next instruction is accepted in the cycle of the last step:
+    there is no bubble between blocks, tiles and instructions. A step is a beat, with two
+    exceptions. A block of one beat that is read twice (windows of stride 2) has two steps, of which
+    the second is the beat; and of a maximum over taps only the last tap's last step is one.
 
-    Addresses leave in the cycle of their beat, straight from registers; an activation word is read
-    in the first beat of its block only. An address beyond its memory is not used: it stops the
-    sequencer for good. ``error`` is raised in the cycle after the faulty beat or acceptance.
+    Steps wait for two reasons, visible as ``active & ~step``. The last beat of a tile waits while
+    the shadow is ``occupied``: from the last beat of a tile to the drain's ``release``. (If it
+    comes right after the block's first, and that can only be followed at once, the first one waits
+    for it.) A step that reads an activation word waits for ``grant``.
+
+    Beats, addresses of rows, and ``word`` stand ``window_cycles`` after their step: in the same
+    cycle without windows. An address beyond its memory is not used: it stops the sequencer for
+    good. ``error`` is raised in the cycle after the faulty step or acceptance.
+
+    WINDOW takes ``lanes`` + ``Window.DEFINE_CYCLES`` cycles: in the last of them the next
+    instruction is accepted.
+
+    Parameters
+    ----------
+    config : Config
+    refusable : bool
+        ``grant`` may be low: the core shares its port with another. The two reads of a block then
+        need not follow each other at once, and a block of stride 2 takes a step more than beats.
 
     Members
     -------
     instruction : In(stream.Signature(ISSUED))
     admit : In(1)
         Instructions may be taken; the retirement logic has room.
-    activation, weight, operand : Out(ADDRESS_PORT)
+    undrained : Out(1)
+        The instruction that is offered drains nothing.
+    grant : In(1)
+        The core may read an activation word.
+    reads : Out(1)
+        It does: this step reads one (``window_cycles`` / 2 later, in the memory).
+    activation : Out(gather_port(config))
+    word : Out(activation_word(config))
+        What the array holds: in the cycle after a beat with ``load``.
+    tap_write : In(tap_port(config))
+        With windows only.
+    weight, operand : Out(ADDRESS_PORT)
     beat : Out(BEAT)
         In the cycle of the addresses, one before the data.
     tile : Out
-        ``valid`` with the last beat of every tile that is drained.
+        ``valid`` with the step of the last beat of every tile that is drained.
     release : In(1)
         From the next cycle on, the last beat of another tile may be issued.
     active : Out(1)
-        An instruction has beats left.
+        An instruction has steps left, or sets the window.
+    step : Out(1)
     held : Out(1)
-        Last beat of an instruction that drains nothing.
+        In the cycle of the last beat of an instruction that drains nothing, or ``window_cycles``
+        after a window was set.
     error : Out(ERROR)
     """
 
-    def __init__(self, config: Config):
+    def __init__(self, config: Config, refusable: bool = False):
         self._config = config
+        self._refusable = refusable
         super().__init__({
             "instruction": In(stream.Signature(ISSUED)),
             "admit": In(1),
-            "activation": Out(ADDRESS_PORT),
+            "undrained": Out(1),
+            "grant": In(1),
+            "reads": Out(1),
+            "activation": Out(gather_port(config)),
+            "word": Out(activation_word(config)),
             "weight": Out(ADDRESS_PORT),
             "operand": Out(ADDRESS_PORT),
             "beat": Out(BEAT),
             "tile": Out(wiring.Signature({"valid": Out(1), "payload": Out(TILE)})),
             "release": In(1),
             "active": Out(1),
+            "step": Out(1),
             "held": Out(1),
             "error": Out(ERROR),
-        })  # fmt: skip
+        } | ({"tap_write": In(tap_port(config))} if config.tap_depth else {}))  # fmt: skip
 
     def elaborate(self, platform):
         m = Module()
@@ -94,7 +134,7 @@ class Sequencer(wiring.Component):
         layout = instruction_layout(Opcode.GEMM)
 
         offered = data.View(layout, self.instruction.payload.word)
-        accept = Signal()
+        accept = Signal()  # a GEMM
         stopped = Signal()  # after an error, until reset
         active = Signal()
         now = Signal(layout)  # the instruction in execution
@@ -102,33 +142,76 @@ class Sequencer(wiring.Component):
         with m.If(accept):
             m.d.sync += [now.eq(offered), index.eq(self.instruction.payload.index)]
 
-        # Loop counters: the beat counts up since it is a position, the others count what is left.
+        # The window: a WINDOW that is offered, the last one that was taken, and when.
+        offered_window = data.View(instruction_layout(Opcode.WINDOW), self.instruction.payload.word)
+        is_window = Signal()
+        window = Signal(instruction_layout(Opcode.WINDOW))
+        more_taps = Signal(8)  # of the window, less one
+        define = Signal()
+        setting = Signal()
+        defined = Signal()  # the last cycle of that
+        known = Signal()
+        if config.tap_depth:
+            m.d.comb += is_window.eq(offered.opcode == Opcode.WINDOW)
+            with m.If(defined):
+                m.d.sync += setting.eq(0)
+            with m.If(define):
+                m.d.sync += [
+                    window.eq(offered_window),
+                    more_taps.eq(offered_window.taps - 1),
+                    setting.eq(1),
+                    known.eq(1),
+                ]
+
+        # Loop counters: the step counts up since it is a position, the others count what is left.
         position = Signal(4)
         last_position = Signal(4)
+        strided = Signal()  # a block is read in its first two steps, for half of the lanes each
+        late = Signal()  # and its first beat is the second of them
+        taps_left = Signal(8)
         blocks_left = Signal(12)
         inner_left = Signal(12)
         outer_left = Signal(12)
-        last_beat = Signal()
-        last_block = Signal()
-        last_inner = Signal()
-        tile_end = Signal()
-        end = Signal()
+        last_step, last_block, last_tap, last_inner = (Signal() for _ in range(4))
+        block_end, tap_end, tile_end, end = (Signal() for _ in range(4))
+        reading = Signal()
+        has_beat = Signal()
+        first_beat = Signal()  # of the block
         first_tile_beat = Signal()
         m.d.comb += [
-            last_beat.eq(position == last_position),
+            last_step.eq(position == last_position),
             last_block.eq(blocks_left == 0),
+            last_tap.eq(taps_left == 0),
             last_inner.eq(inner_left == 0),
-            tile_end.eq(last_beat & last_block),
+            block_end.eq(last_step),
+            tap_end.eq(block_end & last_block),
+            tile_end.eq(tap_end & last_tap),
             end.eq(tile_end & last_inner & (outer_left == 0)),
+            reading.eq((position == 0) | (strided & (position == 1))),
+            first_beat.eq(position == late),
+            has_beat.eq((~late | (position != 0)) & (~now.pool | last_tap)),
         ]
 
+        # The second beat of a block whose reads must follow each other is not to wait.
+        waits = Signal()
+        pair = strided & ~late & (last_position == 1)
+        m.d.comb += waits.eq(Mux(pair, position == 0, last_step) & last_block & last_tap)
         occupied = Signal()
-        issue = Signal()
+        step = Signal()
+        ready = Signal()
         m.d.comb += [
-            issue.eq(active & ~stopped & ~(tile_end & ~now.hold & occupied)),
-            self.instruction.ready.eq(self.admit & ~stopped & (~active | (issue & end))),
-            accept.eq(self.instruction.valid & self.instruction.ready),
-        ]
+            step.eq(
+                active
+                & ~stopped
+                & ~(waits & ~now.hold & occupied)
+                & (self.grant | ~reading)
+            ),
+            ready.eq((~active & ~setting) | (step & end) | defined),
+            self.instruction.ready.eq(self.admit & ~stopped & ready),
+            accept.eq(self.instruction.valid & self.instruction.ready & ~is_window),
+            define.eq(self.instruction.valid & self.instruction.ready & is_window),
+            self.undrained.eq(offered.hold | is_window),
+        ]  # fmt: skip
 
         def inner_outer(of_rows, of_columns, columns_inner):
             """Sort what belongs to rows and columns into inner and outer loop."""
@@ -138,12 +221,17 @@ class Sequencer(wiring.Component):
             )
 
         inner_tiles, _ = inner_outer(now.row_tiles, now.column_tiles, now.columns_inner)
-        with m.If(issue):
-            m.d.sync += [position.eq(position + 1), first_tile_beat.eq(tile_end)]
-            with m.If(last_beat):
+        later_taps = Mux(now.windowed, more_taps, 0)
+        with m.If(step):
+            m.d.sync += position.eq(position + 1)
+            with m.If(has_beat):
+                m.d.sync += first_tile_beat.eq(tile_end)
+            with m.If(block_end):
                 m.d.sync += [position.eq(0), blocks_left.eq(blocks_left - 1)]
+            with m.If(tap_end):
+                m.d.sync += [blocks_left.eq(now.blocks - 1), taps_left.eq(taps_left - 1)]
             with m.If(tile_end):
-                m.d.sync += [blocks_left.eq(now.blocks - 1), inner_left.eq(inner_left - 1)]
+                m.d.sync += [taps_left.eq(later_taps), inner_left.eq(inner_left - 1)]
                 with m.If(last_inner):
                     m.d.sync += [inner_left.eq(inner_tiles - 1), outer_left.eq(outer_left - 1)]
             with m.If(end):
@@ -151,12 +239,17 @@ class Sequencer(wiring.Component):
         offered_inner, offered_outer = inner_outer(
             offered.row_tiles, offered.column_tiles, offered.columns_inner
         )
+        offered_strided = offered.windowed & (window.stride == 2)
+        offered_late = offered_strided & (Const(self._refusable) | (offered.beats == 1))
         with m.If(accept):
             m.d.sync += [
                 active.eq(1),
                 position.eq(0),
                 first_tile_beat.eq(1),
-                last_position.eq(offered.beats - 1),
+                last_position.eq(Mux(offered_late, offered.beats, offered.beats - 1)),
+                strided.eq(offered_strided),
+                late.eq(offered_late),
+                taps_left.eq(Mux(offered.windowed, more_taps, 0)),
                 blocks_left.eq(offered.blocks - 1),
                 inner_left.eq(offered_inner - 1),
                 outer_left.eq(offered_outer - 1),
@@ -171,7 +264,7 @@ class Sequencer(wiring.Component):
             m.d.comb += follower.eq(
                 Mux(last_inner, outer, here) + Mux(last_inner, outer_step, inner_step)
             )
-            with m.If(issue & tile_end):
+            with m.If(step & tile_end):
                 m.d.sync += here.eq(follower)
                 with m.If(last_inner):
                     m.d.sync += outer.eq(follower)
@@ -179,21 +272,48 @@ class Sequencer(wiring.Component):
                 m.d.sync += [here.eq(start), outer.eq(start)]
             return here, follower
 
-        _, next_base = pointer(offered.a, now.a_row_stride, now.a_column_stride, "base")
-        out, _ = pointer(offered.out, now.out_row_stride, config.words_per_tile, "out")
-        residual, _ = pointer(
-            offered.residual_address, now.residual_row_stride, config.words_per_tile, "residual"
-        )
-        parameter, _ = pointer(offered.parameter, 0, config.dsp_columns, "parameter")
+        row_restart, row_advance = Signal(), Signal()  # with the next step
+        m.d.comb += [
+            row_restart.eq(accept | (step & tile_end & ~end & last_inner & ~now.columns_inner)),
+            row_advance.eq(step & tile_end & ~end & (last_inner == now.columns_inner)),
+        ]
+        # With windows a row tile at the end of an output line steps further.
+        line_left = Signal(10)
+        long_stride = Signal(17)
+        line_end = now.windowed & (window.line_tiles != 0) & (line_left == 0)
+        row_stride = Mux(line_end, long_stride, now.a_row_stride)
+        with m.If(row_restart | (row_advance & (line_left == 0))):
+            m.d.sync += line_left.eq(window.line_tiles - 1)
+        with m.Elif(row_advance):
+            m.d.sync += line_left.eq(line_left - 1)
+        with m.If(accept):
+            m.d.sync += long_stride.eq(offered.a_row_stride + window.line_stride)
+
+        words = Signal(range(config.words_per_tile + 1))  # that are drained per tile
+        drained_columns = Signal(range(config.dsp_columns + 1))
+        offered_words = Mux(offered.words == 0, config.words_per_tile, offered.words)
+        m.d.comb += drained_columns.eq(words * config.block)
+        with m.If(accept):
+            m.d.sync += words.eq(offered_words)
+
+        base, next_base = pointer(offered.a, row_stride, now.a_column_stride, "base")
+        out, _ = pointer(offered.out, now.out_row_stride, words, "out")
+        residual, _ = pointer(offered.residual_address, now.residual_row_stride, words, "residual")
+        parameter, _ = pointer(offered.parameter, 0, drained_columns, "parameter")
         lane, _ = pointer(offered.lane, 1, 0, "lane", bits=10)
         maximum, _ = pointer(offered.maximum, 1, 0, "maximum", bits=10)
 
         activation = Signal(17)
         weight = Signal(17)
         rewind = Signal(17)  # where the weights of the inner loop (or of the whole row) start
-        with m.If(issue):
-            with m.If(last_beat):
-                m.d.sync += activation.eq(Mux(tile_end, next_base, activation + 1))
+        with m.If(step):
+            with m.If(block_end):
+                m.d.sync += activation.eq(activation + 1)
+            with m.If(tap_end):
+                m.d.sync += activation.eq(base)
+            with m.If(tile_end):
+                m.d.sync += activation.eq(next_base)
+        with m.If(step & has_beat):
             # Inner columns: rows run on inside the inner loop and are rewound after it. Inner
             # rows: the other way round.
             with m.If(tile_end & (last_inner == now.columns_inner)):
@@ -209,58 +329,112 @@ class Sequencer(wiring.Component):
                 rewind.eq(offered.w),
             ]
 
-        load = Signal()
         finish = Signal()
         drained = Signal()  # finish, and no address is out of range
         activation_fault = Signal()
         row_fault = Signal()
         tile_fault = Signal()
         fault = Signal()
-        words = config.words_per_tile
+        # Last addresses from which a whole tile can be written or read.
+        last_out, last_residual, last_parameter = (Signal(signed(18)) for _ in range(3))
+        out_depth = Mux(offered.wide, config.wide_depth, config.activation_depth)
+        residual_depth = Mux(offered.residual_narrow, config.activation_depth, config.wide_depth)
+        with m.If(accept):
+            m.d.sync += [
+                last_out.eq(out_depth - offered_words),
+                last_residual.eq(residual_depth - offered_words),
+                last_parameter.eq(config.parameter_depth - offered_words * config.block),
+            ]
         m.d.comb += [
-            load.eq(issue & (position == 0)),
-            finish.eq(issue & tile_end & ~now.hold),
-            activation_fault.eq(activation >= config.activation_depth),
+            self.reads.eq(step & reading),
+            finish.eq(step & tile_end & ~now.hold),
+            activation_fault.eq(~now.windowed & (activation >= config.activation_depth)),
             row_fault.eq(
                 Mux(now.operand, weight >= config.operand_depth, weight >= config.weight_depth)
             ),
             tile_fault.eq(
-                (parameter > config.parameter_depth - config.dsp_columns)
+                (parameter > last_parameter)
                 | (now.lane_scaled & (lane >= config.lane_depth))
                 | (now.keep_maximum & (maximum >= config.lane_depth))
-                | (now.residual & (residual > config.wide_depth - words))
-                | Mux(
-                    now.wide, out > config.wide_depth - words, out > config.activation_depth - words
-                )
+                | (now.residual & (residual > last_residual))
+                | (out > last_out)
             ),
-            fault.eq((load & activation_fault) | (issue & row_fault) | (finish & tile_fault)),
+            fault.eq(
+                (self.reads & activation_fault)
+                | (step & has_beat & row_fault)
+                | (finish & tile_fault)
+            ),
             drained.eq(finish & ~fault),
-        ]
+        ]  # fmt: skip
         with m.If(drained):
             m.d.sync += occupied.eq(1)
         with m.Elif(self.release):
             m.d.sync += occupied.eq(0)
 
+        beat, weight_read, operand_read = Signal(BEAT), Signal(), Signal()
+        row = Signal(16)
+        held = Signal()
         m.d.comb += [
-            self.active.eq(active),
-            self.held.eq(issue & tile_end & now.hold),
-            self.activation.address.eq(activation),
-            self.activation.enable.eq(load & ~activation_fault),
-            self.weight.address.eq(weight),
-            self.weight.enable.eq(issue & ~now.operand & ~row_fault),
-            self.operand.address.eq(weight),
-            self.operand.enable.eq(issue & now.operand & ~row_fault),
-            self.beat.valid.eq(issue),
-            self.beat.load.eq(load),
-            self.beat.clear.eq(first_tile_beat & ~now.accumulate),
-            self.beat.finish.eq(finish),
-            self.beat.operand.eq(now.operand),
-            self.beat.counted.eq(now.counted | now.operand),
-            self.beat.position.eq(position),
+            self.active.eq(active | setting),
+            self.step.eq(step),
+            held.eq((step & tile_end & now.hold) | defined),
+            row.eq(weight),
+            weight_read.eq(step & has_beat & ~now.operand & ~row_fault),
+            operand_read.eq(step & has_beat & now.operand & ~row_fault),
+            beat.valid.eq(step & has_beat),
+            beat.load.eq(step & has_beat & first_beat),
+            beat.block_end.eq(block_end),
+            beat.clear.eq(first_tile_beat & ~now.accumulate),
+            beat.finish.eq(finish),
+            beat.operand.eq(now.operand),
+            beat.counted.eq(now.counted | now.operand),
+            beat.position.eq(position - late),
             self.tile.valid.eq(drained),
         ]
+        delay = window_cycles(config)
+        row = _later(m, row, delay, "row")
+        m.d.comb += [
+            self.beat.eq(_later(m, beat, delay, "beat")),
+            self.held.eq(_later(m, held, delay, "held")),
+            self.weight.address.eq(row),
+            self.weight.enable.eq(_later(m, weight_read, delay, "weight_read")),
+            self.operand.address.eq(row),
+            self.operand.enable.eq(_later(m, operand_read, delay, "operand_read")),
+        ]
+        if config.tap_depth:
+            m.submodules.window = gather = Window(config)
+            connect(m, gather.memory, flipped(self.activation))
+            connect(m, flipped(self.tap_write), gather.tap_write)
+            tap = Signal(10)
+            with m.If(step & tap_end):
+                m.d.sync += tap.eq(Mux(tile_end, window.tap, tap + 1))
+            with m.If(accept):
+                m.d.sync += tap.eq(window.tap)
+            m.d.comb += [
+                gather.gather.valid.eq(self.reads & ~activation_fault),
+                gather.gather.address.eq(activation),
+                gather.gather.windowed.eq(now.windowed),
+                gather.gather.tap.eq(tap),
+                gather.gather.strided.eq(strided),
+                gather.gather.upper.eq(position != 0),
+                gather.gather.late.eq(late),
+                gather.gather.pool.eq(now.pool),
+                gather.gather.fold.eq(now.pool & (taps_left != later_taps)),
+                gather.row_step.restart.eq(row_restart),
+                gather.row_step.advance.eq(row_advance),
+                gather.define.eq(define),
+                gather.definition.eq(offered_window),
+                defined.eq(gather.defined),
+                self.word.eq(gather.word),
+            ]
+        else:
+            m.d.comb += [
+                self.activation.address.eq(activation),
+                self.activation.enable.eq(self.reads & ~activation_fault),
+                self.word.eq(self.activation.data),
+            ]
         inner_is_first = Signal()  # the inner loop is in its first round
-        with m.If(issue & tile_end):
+        with m.If(step & tile_end):
             m.d.sync += inner_is_first.eq(last_inner)
         with m.If(accept):
             m.d.sync += inner_is_first.eq(1)
@@ -270,6 +444,7 @@ class Sequencer(wiring.Component):
             tile.lane_scaled.eq(now.lane_scaled),
             tile.lane.eq(lane),
             tile.residual.eq(now.residual),
+            tile.residual_narrow.eq(now.residual_narrow),
             tile.residual_address.eq(residual),
             tile.residual_shift.eq(now.residual_shift + 8),
             tile.function.eq(now.function),
@@ -279,6 +454,7 @@ class Sequencer(wiring.Component):
             tile.first_column.eq(inner_is_first),  # maxima are kept with inner columns only
             tile.last_column.eq(last_inner),
             tile.maximum.eq(maximum),
+            tile.last_drained.eq(drained_columns - 1),
             tile.last.eq(end),
         ]
 
@@ -290,7 +466,10 @@ class Sequencer(wiring.Component):
                 self.error.cause.eq(Cause.ADDRESS_OUT_OF_RANGE),
                 self.error.index.eq(index),
             ]
-        with m.Elif(accept & _illegal(offered, config)):
+        with m.Elif(
+            (accept & _illegal(offered, config, known))
+            | (define & _illegal_window(offered_window, config))
+        ):
             m.d.sync += [
                 stopped.eq(1),
                 self.error.valid.eq(1),
@@ -300,9 +479,11 @@ class Sequencer(wiring.Component):
         return m
 
 
-def _illegal(offered, config):
+def _illegal(offered, config, window_known):
     """Return whether an operand is one that no GEMM may have."""
     several_tiles = (offered.row_tiles != 1) | (offered.column_tiles != 1)
+    several_beats = (offered.blocks != 1) | (offered.beats != 1)
+    functions = Function if config.function_table else (Function.NONE, Function.RELU)
     return (
         (offered.opcode != Opcode.GEMM)
         | (offered.row_tiles == 0)
@@ -310,8 +491,31 @@ def _illegal(offered, config):
         | (offered.blocks == 0)
         | (offered.beats == 0)
         | (offered.beats > config.block)
+        | (offered.words > config.words_per_tile)
+        | (offered.windowed & ~window_known)
+        | (offered.pool & (~offered.windowed | several_beats))
         | (offered.keep_maximum & ~offered.columns_inner)
-        | (offered.function > max(Function))
+        | (offered.function > max(functions))
         | (offered.residual & (offered.residual_shift < -8))
         | ((offered.hold | offered.accumulate) & several_tiles)
     )
+
+
+def _illegal_window(offered, config):
+    """Return whether an operand is one that no WINDOW may have."""
+    return (
+        (offered.stride == 0)
+        | (offered.stride > 2)
+        | (offered.taps == 0)
+        | (offered.tap + offered.taps > config.tap_depth)
+        | (offered.pitch == 0)
+    )
+
+
+def _later(m, value, cycles, name):
+    """Return ``value`` as it was ``cycles`` cycles ago."""
+    for n in range(cycles):
+        later = Signal.like(value, name=f"{name}_{n + 1}")
+        m.d.sync += later.eq(value)
+        value = later
+    return value

@@ -119,7 +119,7 @@ class Timeline:
         self._load = LoadTiming(config)
         self._store = StoreTiming(config, dram)
         self._gemm = GemmTiming(config)
-        self._gemm_beats: list[tuple[int, int, int]] = []  # busy, blocked, last beat
+        self._gemm_steps: list[tuple[int, int, int]] = []  # busy, blocked, last step
         self._read_path = ReadPath(config, dram, self._load)
 
     def run(self) -> None:
@@ -224,8 +224,8 @@ class Timeline:
         elif engine is Engine.STORE:
             self._end(queue, self._store.accept(i.operands, start))
         elif engine is Engine.GEMM:
-            times = self._gemm.accept(i.operands, start)
-            self._gemm_beats.append((times.busy, times.blocked, times.last_beat))
+            times = self._gemm.accept(i, start)
+            self._gemm_steps.append((times.busy, times.blocked, times.last_step))
             self._end(queue, times.retire)
         else:
             end = vector_end if engine is Engine.VECTOR else move_end
@@ -289,9 +289,9 @@ class Timeline:
         counts = dict.fromkeys(Counter, 0)
         flight = [(start + 1, end) for start, end in zip(queue.starts, queue.ends, strict=True)]
         if engine is Engine.GEMM:
-            counts[Counter.BUSY] = sum(busy for busy, _, _ in self._gemm_beats)
-            counts[Counter.BLOCKED] = sum(blocked for _, blocked, _ in self._gemm_beats)
-            lasts = [last for _, _, last in self._gemm_beats]
+            counts[Counter.BUSY] = sum(busy for busy, _, _ in self._gemm_steps)
+            counts[Counter.BLOCKED] = sum(blocked for _, blocked, _ in self._gemm_steps)
+            lasts = [last for _, _, last in self._gemm_steps]
             active = union(
                 (start + 1, last) for start, last in zip(queue.starts, lasts, strict=True)
             )

@@ -1,16 +1,21 @@
-"""When the GEMM engine does what: a closed formula per tile.
+"""When a GEMM core does what: a closed formula per tile.
 
-With t the cycle of a tile's last beat, S the start of its drain, P its number of beats::
+A step of the loop nest is a cycle; its beat comes W = ``window_cycles`` later. A block has as many
+steps as beats, but two at least with a window of stride 2, which reads it twice, and a tile as many
+blocks as taps * ``blocks``. With t the cycle of a tile's last step, S the start of its drain, P its
+number of steps, C the columns that are drained (words * block)::
 
-    t_n = max(t_(n-1) + P, S_(n-1) + columns - BEAT_TO_START)
-    S_n = t_n + BEAT_TO_START, rounded up to the phase START_PHASE
-    last word of tile n is written in S_n + columns + DRAIN_LATENCY
+    t_n = max(t_(n-1) + P, S_(n-1) + C_(n-1) - BEAT_TO_START - W)
+    S_n = t_n + W + BEAT_TO_START, rounded up to the phase START_PHASE
+    last word of tile n is written in S_n + C_n + DRAIN_LATENCY
 
-(the second operand of the maximum is the wait of the last beat for the shadow). Before the first
-tile of an instruction, t is the cycle of its acceptance. An instruction that drains nothing ends
-BEAT_TO_SUM cycles after its last beat. Instructions retire at their end, but in order and one per
-cycle. The next one can be accepted in the cycle of the last beat, unless IN_FLIGHT instructions
-have not retired. Cycle 0 has phase 0.
+(the second operand of the maximum is the wait of the last beat for the shadow; one more for tiles
+whose blocks are read twice and have two beats, since the first of the last two steps waits). Before
+the first tile of an instruction, t is the cycle of its acceptance. An instruction that drains
+nothing ends W + BEAT_TO_SUM cycles after its last step. WINDOW counts as such an instruction of
+lanes + DEFINE_CYCLES steps, all of them blocked. Instructions retire at their end, but in order and
+one per cycle. The next one can be accepted in the cycle of the last step, unless IN_FLIGHT
+instructions have not retired. Cycle 0 has phase 0.
 
 The constants repeat those of ``twillcore.hw.gemm.GemmEngine``, since simulators do without an HDL;
 ``tests/hw/test_gemm.py`` compares them, and this module with the RTL, cycle by cycle.
@@ -21,64 +26,94 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from twillcore.config import FRAME_CYCLES, Config
+from twillcore.isa import Instruction, Opcode
+from twillcore.timing import window_cycles
 
 BEAT_TO_SUM = 6  # last beat to sums in the accumulators
 BEAT_TO_START = 5  # last beat to the earliest start of the drain
 START_PHASE = 3  # of the drain
 DRAIN_LATENCY = 21  # start of the drain to the write of a word, less the columns up to its last
 IN_FLIGHT = 16  # instructions that may be accepted and not retired
+DEFINE_CYCLES = 1  # of WINDOW, and one per lane
 
 
 @dataclass(frozen=True)
 class GemmTimes:
     """What becomes of one instruction, in cycles."""
 
-    last_beat: int  # also the first cycle in which the next one may be accepted, see earliest
+    last_step: int  # also the first cycle in which the next one may be accepted, see earliest
     retire: int
-    busy: int  # cycles with a beat
-    blocked: int  # cycles in which a beat waits for the drain
+    busy: int  # cycles with a step
+    blocked: int  # cycles in which a step waits for the drain, or a window is set
 
 
 class GemmTiming:
     """The engine's state between instructions, as far as time depends on it."""
 
     def __init__(self, config: Config) -> None:
-        self._columns = config.dsp_columns
-        self._last_beat = 0
-        self._drain_start = -(1 << 30)
+        self._config = config
+        self._window: Mapping[str, int] = {}
+        self._last_step = 0
+        self._drain_end = -(1 << 30)  # start of the last drain, and its columns
         self._retired: deque[int] = deque(maxlen=IN_FLIGHT)
 
     @property
     def earliest(self) -> int:
         """First cycle in which the next instruction can be accepted."""
         if len(self._retired) < IN_FLIGHT:
-            return self._last_beat
-        return max(self._last_beat, self._retired[0] + 1)
+            return self._last_step
+        return max(self._last_step, self._retired[0] + 1)
 
-    def accept(self, operands: Mapping[str, int], start: int) -> GemmTimes:
+    def accept(self, instruction: Instruction, start: int) -> GemmTimes:
         """Account for an instruction accepted in cycle ``start``, not before :attr:`earliest`."""
         if start < self.earliest:
             raise ValueError(f"accepted in cycle {start}, before {self.earliest}")
-        tiles = operands["row_tiles"] * operands["column_tiles"]
-        beats = operands["blocks"] * operands["beats"]
-        last = start
-        if operands["hold"]:
-            last += beats
-            end = last + BEAT_TO_SUM
+        to_beat = window_cycles(self._config)
+        last, busy = start, 0
+        if instruction.opcode == Opcode.WINDOW:
+            self._window = instruction.operands
+            last += self._config.lanes + DEFINE_CYCLES
+            end = last + to_beat + BEAT_TO_SUM
         else:
-            # From that length on, a tile that starts after its predecessor never waits for it.
-            independent = beats >= self._columns + FRAME_CYCLES - 1
-            for _ in range(min(tiles, 1) if independent else tiles):
-                last = max(last + beats, self._drain_start + self._columns - BEAT_TO_START)
-                self._drain_start = _next_start(last + BEAT_TO_START)
-            if independent:
-                last += (tiles - 1) * beats
-                self._drain_start = _next_start(last + BEAT_TO_START)
-            end = self._drain_start + self._columns + DRAIN_LATENCY
+            steps, pair = self._tile_steps(instruction.operands)
+            tiles = instruction["row_tiles"] * instruction["column_tiles"]
+            busy = tiles * steps
+            if instruction["hold"]:
+                last += steps
+                end = last + to_beat + BEAT_TO_SUM
+            else:
+                last = self._drain_tiles(instruction.operands, start, tiles, steps, pair)
+                end = self._drain_end + DRAIN_LATENCY
         retire = max(end, self._retired[-1] + 1) if self._retired else end
-        self._last_beat = last
+        self._last_step = last
         self._retired.append(retire)
-        return GemmTimes(last, retire, tiles * beats, last - start - tiles * beats)
+        return GemmTimes(last, retire, busy, last - start - busy)
+
+    def _tile_steps(self, g: Mapping[str, int]) -> tuple[int, bool]:
+        """Return the steps of a tile, and whether the last two of them wait together."""
+        if not g["windowed"]:
+            return g["blocks"] * g["beats"], False
+        strided = self._window["stride"] == 2
+        block = max(g["beats"], 2) if strided else g["beats"]
+        return self._window["taps"] * g["blocks"] * block, strided and g["beats"] == 2
+
+    def _drain_tiles(
+        self, g: Mapping[str, int], start: int, tiles: int, steps: int, pair: bool
+    ) -> int:
+        """Return the last step of an instruction that drains all its tiles."""
+        config = self._config
+        columns = (g["words"] or config.words_per_tile) * config.block
+        to_start = window_cycles(config) + BEAT_TO_START
+        last = start
+        # From that length on, a tile that starts after its predecessor never waits for it.
+        independent = steps >= columns + FRAME_CYCLES - 1 + pair
+        for _ in range(min(tiles, 1) if independent else tiles):
+            last = max(last + steps, self._drain_end - to_start + pair)
+            self._drain_end = _next_start(last + to_start) + columns
+        if independent:
+            last += (tiles - 1) * steps
+            self._drain_end = _next_start(last + to_start) + columns
+        return last
 
 
 def _next_start(cycle: int) -> int:

@@ -12,7 +12,7 @@ The GEMM core's own activation read port is dedicated and has no slots.
 
 from enum import IntEnum
 
-from twillcore.config import FRAME_CYCLES
+from twillcore.config import FRAME_CYCLES, Config
 
 
 class ActivationSlot(IntEnum):
@@ -25,7 +25,7 @@ class ActivationSlot(IntEnum):
     VECTOR_READ_A = 4
     STORE_READ = 5
     VECTOR_READ_B = 6
-    SPARE = 7  # a second core's drain
+    DRAIN_READ = 7
 
 
 class WideReadSlot(IntEnum):
@@ -47,3 +47,12 @@ class WideWriteSlot(IntEnum):
 
 assert all(slot < FRAME_CYCLES for slots in (ActivationSlot, WideReadSlot, WideWriteSlot)
            for slot in slots)  # fmt: skip
+
+
+def window_cycles(config: Config) -> int:
+    """Cycles from a step of a GEMM core's loop nest to its beat; 0 without windows.
+
+    A whole frame, so that the drain, which is told of a tile in the step of its last beat, starts
+    in the same phase with and without windows.
+    """
+    return FRAME_CYCLES if config.tap_depth else 0

@@ -47,10 +47,10 @@ class Tile:
         function = Function(int(rng.integers(0, 3)))
         self.fields = {
             "parameter": 1000 + 100 * number, "lane_scaled": lane_scaled, "lane": number % 1000,
-            "residual": residual, "residual_address": 2000 + 100 * number,
+            "residual": residual, "residual_address": 2000 + 100 * number, "residual_narrow": 0,
             "residual_shift": shift + 8, "function": function, "wide": wide,
             "out": 3000 + 100 * number, "keep_maximum": 1, "first_column": 1, "last_column": 1,
-            "maximum": number % 1000, "last": number % 2,
+            "maximum": number % 1000, "last_drained": columns - 1, "last": number % 2,
         }  # fmt: skip
         scale = (self.multiplier, self.shift)
         if lane_scaled:

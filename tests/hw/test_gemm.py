@@ -189,6 +189,7 @@ def run_engine(config, memories, words, gaps=None, timeout=20_000):
         "parameter": (config.parameter_depth, parameter),
         "lane_scale": (config.lane_depth, lane_scale),
         "wide_read": (config.wide_depth, lambda a: _pack(m.wide[a].flat, 16)),
+        "activation_read": (config.activation_depth, lambda a: _pack(m.activation[a].flat, 8)),
     }
     writes = {
         "row_maximum": (16, lanes, None),
@@ -327,7 +328,7 @@ def check_times(config, instructions, outcome, gapless):
     for number, (g, start) in enumerate(zip(instructions, outcome.accepted, strict=True)):
         if gapless and number:
             assert start == timing.earliest
-        times.append(timing.accept(g.operands, start))
+        times.append(timing.accept(g, start))
     assert outcome.retired == [t.retire for t in times]
     assert count(outcome, Activity.BUSY) == sum(t.busy for t in times)
     assert count(outcome, Activity.BLOCKED) == sum(t.blocked for t in times)

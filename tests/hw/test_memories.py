@@ -68,7 +68,7 @@ def test_activation_memory_serves_every_client_in_its_slot():
 
 
 def test_every_slot_of_the_activation_memory_has_a_client():
-    assert {*READERS, *WRITERS, ActivationSlot.SPARE} == set(ActivationSlot)
+    assert {*READERS, *WRITERS} == set(ActivationSlot)
 
 
 def test_wide_memory_reads_and_writes_in_the_same_cycle():

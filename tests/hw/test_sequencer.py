@@ -47,6 +47,7 @@ def run(words, release_after=1, cycles=300):
 
     async def bench(ctx):
         ctx.set(dut.admit, 1)
+        ctx.set(dut.grant, 1)
         pending = list(enumerate(words))
         release_in = 0
         for cycle in range(cycles):

@@ -1,0 +1,125 @@
+"""LutArray against numpy: every number of bits, extremes, gaps, tiles as close as they may be."""
+
+import numpy as np
+import pytest
+
+from twillcore.config import PRESETS
+from twillcore.hw.lut_array import LutArray
+from twillcore.sim.bench import simulate
+
+TINY = PRESETS["tiny"].replace(lut_columns=8, lut_weight_depth=64)
+EXTREMES = np.array([-128, -127, -1, 0, 1, 127])
+
+
+def wrap(values, bits):
+    """Two's complement of ``bits`` bits."""
+    half = 1 << (bits - 1)
+    return ((values + half) & ((1 << bits) - 1)) - half
+
+
+def run_tiles(config, bits, seed, *, extreme=False, gap=0.2, tiles=12):
+    """Run tiles of random length with ``bits``-bit weights and check every column of every one."""
+    rng = np.random.default_rng(seed)
+    dut = LutArray(config)
+    lanes, block, columns = config.lanes, config.block, config.lut_columns
+
+    def activations():
+        if extreme:
+            return np.full((lanes, block), -128)
+        values = rng.integers(-128, 128, (lanes, block))
+        return np.where(rng.random((lanes, block)) < 0.3, rng.choice(EXTREMES, values.shape), values)
+
+    def weights():
+        if extreme:  # all planes, or the first one alone: -1, and the lowest value
+            return np.where(rng.random((columns, block)) < 0.5, -1, -(1 << (bits - 1)))
+        return rng.integers(-(1 << (bits - 1)), 1 << (bits - 1), (columns, block))
+
+    def plane(values, beat):
+        has = values >> (bits - 1 - beat) & 1
+        return (has << np.arange(block)).sum(axis=1)
+
+    checked = 0
+
+    async def bench(ctx):
+        nonlocal checked
+        cycle, data = 0, None
+        ready = {}  # by the cycle from which column 0 stands: the sums of the tile
+        current, column, free = None, columns, 0
+
+        async def tick(beat):
+            nonlocal cycle, data, current, column, checked
+            activation, row = data if data is not None else (
+                rng.integers(-128, 128, (lanes, block)), rng.integers(0, 1 << block, columns),
+            )  # fmt: skip
+            ctx.set(dut.activation, activation.tolist())
+            ctx.set(dut.weight, row.tolist())
+            ctx.set(dut.beat, beat)
+            if cycle in ready:
+                current, column = ready.pop(cycle), 0
+            shift = 0
+            if column < columns:
+                seen = [ctx.get(dut.column[lane]) for lane in range(lanes)]
+                assert seen == current[:, column].tolist(), (cycle, column)
+                column, shift = column + 1, 1
+                checked += 1
+            ctx.set(dut.shift, shift)
+            data = None
+            await ctx.tick()
+            cycle += 1
+
+        sums = np.zeros((lanes, columns), int)
+        for _ in range(tiles):
+            blocks = int(rng.integers(1, 6))
+            accumulate = rng.random() < 0.2
+            if not accumulate:
+                sums = np.zeros_like(sums)
+            for number in range(blocks):
+                values, held = weights(), activations()
+                sums = wrap(sums + held @ values.T, config.accumulator_bits)
+                for beat in range(bits):
+                    while rng.random() < gap:
+                        await tick({"valid": 0})
+                    end = beat == bits - 1
+                    finish = end and number == blocks - 1
+                    while finish and cycle < free:
+                        await tick({"valid": 0})
+                    if finish:
+                        ready[cycle + dut.beat_to_shadow] = sums
+                        free = cycle + columns  # as soon as it may be
+                    next_data = held, plane(values, beat)
+                    if beat:  # the word is held, whatever the port says
+                        next_data = rng.integers(-128, 128, (lanes, block)), next_data[1]
+                    await tick({
+                        "valid": 1, "load": int(beat == 0), "block_end": int(end),
+                        "clear": int(number == beat == 0 and not accumulate),
+                        "finish": int(finish),
+                    })  # fmt: skip
+                    data = next_data
+        for _ in range(dut.beat_to_shadow + columns):
+            await tick({"valid": 0})
+
+    simulate(dut, bench)
+    assert checked == tiles * columns
+
+
+@pytest.mark.parametrize("bits", range(1, 9))
+def test_sums_for_every_number_of_bits(bits):
+    run_tiles(TINY, bits, bits)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 7, 8])
+def test_lowest_activations_and_weights(bits):
+    run_tiles(TINY, bits, bits, extreme=True, gap=0)
+
+
+def test_blocks_of_16_and_more_columns():
+    config = TINY.replace(
+        lanes=3, block=16, dsp_columns=16, lut_columns=48, operand_depth=0, axi_data_bits=128
+    )
+    for bits in (1, 5, 8):
+        run_tiles(config, bits, bits, tiles=4)
+    run_tiles(config, 8, 0, extreme=True, tiles=3)
+
+
+def test_accumulators_wrap():
+    run_tiles(TINY.replace(accumulator_bits=20), 8, 1, extreme=True, gap=0)
