@@ -8,8 +8,10 @@ import pytest
 from twillcore import numerics
 from twillcore.config import PRESETS
 from twillcore.hw.gemm import GemmEngine
+from twillcore.hw.layouts import TAP_LAYOUT
 from twillcore.hw.ports import Activity
-from twillcore.isa import ISA, Cause, Function, Instruction, Opcode
+from twillcore.hw.window import Window
+from twillcore.isa import ISA, TAP, Cause, Function, Instruction, Opcode
 from twillcore.sim import timing_gemm
 from twillcore.sim.bench import simulate
 from twillcore.sim.timing_gemm import GemmTiming
@@ -51,6 +53,16 @@ class Memories:
             "shift": rng.integers(0, 40, shape),
         }
         self.table = log_uniform(rng, -(1 << 15), (1 << 15) - 1, 256)
+        self.tap = [random_tap(rng, config) for _ in range(config.tap_depth)]
+
+
+def random_tap(rng, config):
+    """A tap that looks anywhere, mostly near."""
+    rotate = rng.integers(0, config.lanes, 2)
+    offset = log_uniform(rng, -1000, 1000, 2)
+    dx, dy = log_uniform(rng, -128, 127, 2)
+    values = (offset[0], rotate[0], dx, dy, offset[1], rotate[1])
+    return {field.name: int(value) for field, value in zip(TAP, values, strict=True)}
 
 
 @dataclass
@@ -70,8 +82,12 @@ class Reference:
     def __init__(self, memories):
         self._m = memories
         self._sums = np.zeros((memories.config.lanes, memories.config.dsp_columns), np.int64)
+        self._window = None
 
     def execute(self, g):
+        if g.opcode == Opcode.WINDOW:
+            self._window = g
+            return []
         rows, columns = range(g["row_tiles"]), range(g["column_tiles"])
         if g["columns_inner"]:
             order = [(rt, ct) for rt in rows for ct in columns]
@@ -97,29 +113,60 @@ class Reference:
         m, config = self._m, self._m.config
         if not g["accumulate"]:
             self._sums = np.zeros_like(self._sums)
-        row = g["w"] + ct * g["blocks"] * g["beats"]
-        a = g["a"] + rt * g["a_row_stride"] + ct * g["a_column_stride"]
-        for block in range(g["blocks"]):
+        words = self._words(g, rt, ct)
+        row = g["w"] + ct * len(words) * g["beats"]
+        for word in words:
             for beat in range(g["beats"]):
                 weight = (m.operand if g["operand"] else m.weight)[row]
                 counted = g["counted"] or g["operand"]
                 index = np.full(config.dsp_columns, beat) if counted else m.index[row]
-                self._sums = self._sums + m.activation[a + block][:, index] * weight
+                self._sums = self._sums + word[:, index] * weight
                 row += 1
+
+    def _words(self, g, rt, ct):
+        """The words that are multiplied for one tile, (lane, position) each."""
+        m, lanes = self._m, self._m.config.lanes
+        a = g["a"] + rt * g["a_row_stride"] + ct * g["a_column_stride"]
+        if not g["windowed"]:
+            return [m.activation[a + block] for block in range(g["blocks"])]
+        w = self._window
+        if w["line_tiles"]:
+            a += rt // w["line_tiles"] * w["line_stride"]
+        words = []
+        for tap in m.tap[w["tap"] : w["tap"] + w["taps"]]:
+            for block in range(g["blocks"]):
+                word = np.full((lanes, m.config.block), -128 if g["pool"] else 0)
+                for lane in range(lanes):
+                    y, x = divmod(rt * lanes + lane, w["pitch"])
+                    x, y = w["stride"] * x + tap["dx"], w["stride"] * y + w["y"] + tap["dy"]
+                    second, pixel = divmod(lane * w["stride"], lanes)
+                    offset, rotate = (
+                        ("second_offset", "second_rotate") if second else ("offset", "rotate")
+                    )
+                    carry, source = divmod(tap[rotate] + pixel, lanes)
+                    address = a + tap[offset] + block + carry * w["tile_stride"]
+                    inside = 0 <= x < w["width"] and 0 <= y < w["height"]
+                    if inside and 0 <= address < m.config.activation_depth:
+                        word[lane] = m.activation[address, source]
+                words.append(word)
+        return [np.max(words, axis=0)] if g["pool"] else words
 
     def _drain(self, g, rt, ct):
         m, config = self._m, self._m.config
-        first = g["parameter"] + ct * config.dsp_columns
-        p = {name: v[first : first + config.dsp_columns] for name, v in m.parameter.items()}
+        words = g["words"] or config.words_per_tile
+        columns = words * config.block
+        first = g["parameter"] + ct * columns
+        p = {name: v[first : first + columns] for name, v in m.parameter.items()}
         multiplier, shift = p["multiplier"], p["shift"]
         if g["lane_scaled"]:
             multiplier = m.lane_scale["multiplier"][g["lane"] + rt][:, None]
             shift = m.lane_scale["shift"][g["lane"] + rt][:, None]
-        value = numerics.scale_accumulator(self._sums, p["bias"], multiplier, shift)
-        words = config.words_per_tile
+        sums = self._sums[:, :columns]
+        value = numerics.scale_accumulator(sums, p["bias"], multiplier, shift)
         if g["residual"]:
             first = g["residual_address"] + rt * g["residual_row_stride"] + ct * words
-            residual = np.concatenate(list(m.wide[first : first + words]), axis=1)
+            memory = m.activation if g["residual_narrow"] else m.wide
+            residual = np.concatenate(list(memory[first : first + words]), axis=1)
             value = numerics.add_residual(value, residual, g["residual_shift"])
         if g["function"] == Function.RELU:
             value = numerics.relu(value)
@@ -140,6 +187,12 @@ def instruction(**operands):
     values = {field.name: 0 for field in ISA[Opcode.GEMM].operands}
     values |= {"row_tiles": 1, "column_tiles": 1, "blocks": 1, "beats": 1}
     return Instruction(Opcode.GEMM, values | operands)
+
+
+def window(**operands):
+    """A WINDOW of one tap, changed by ``operands``."""
+    values = {field.name: 0 for field in ISA[Opcode.WINDOW].operands}
+    return Instruction(Opcode.WINDOW, values | {"taps": 1, "stride": 1, "pitch": 1} | operands)
 
 
 def _pack(values, bits):
@@ -197,6 +250,12 @@ def run_engine(config, memories, words, gaps=None, timeout=20_000):
         "wide_write": (16, lanes * block, WideWriteSlot.DRAIN_WRITE),
     }
 
+    def gathered(address, second, uses_second):
+        addresses = [second if uses_second >> r & 1 else address for r in range(lanes)]
+        depth = config.activation_depth
+        word = [m.activation[a % depth, r] for r, a in enumerate(addresses)]
+        return _pack(np.stack(word).flat, 8)
+
     async def bench(ctx):
         # Data ports hold rubbish whenever no read was enabled in the cycle before.
         rubbish = {name: (1 << len(getattr(dut, name).data.as_value())) // 3 for name in reads}
@@ -216,9 +275,15 @@ def run_engine(config, memories, words, gaps=None, timeout=20_000):
                     data = _unpack(ctx.get(port.data), bits, count)
                     outcome.writes.append((name, address, data))
                 else:
-                    assert address < reads[name][0], f"{name} read at {address}"
+                    windows = name == "activation" and config.tap_depth
+                    assert windows or address < reads[name][0], f"{name} read at {address}"
                     assert name != "wide_read" or cycle % 8 == WideReadSlot.DRAIN_READ
-                    pending[name] = reads[name][1](address)
+                    assert name != "activation_read" or cycle % 8 == ActivationSlot.DRAIN_READ
+                    if windows:
+                        lanes_of_second = ctx.get(port.uses_second)
+                        pending[name] = gathered(address, ctx.get(port.second), lanes_of_second)
+                    else:
+                        pending[name] = reads[name][1](address)
             ready, retire = ctx.get(dut.instruction.ready), ctx.get(dut.retire)
             outcome.activity.append(ctx.get(dut.activity))
             if retire:
@@ -241,6 +306,16 @@ def run_engine(config, memories, words, gaps=None, timeout=20_000):
                 ctx.set(dut.table.data[i], int(m.table[first + i]))
             await tick()
         ctx.set(dut.table.enable, 0)
+        if config.tap_depth:
+            ctx.set(dut.tap_write.enable, 1)
+            entries = len(dut.tap_write.data)
+            for first in range(0, config.tap_depth, entries):
+                ctx.set(dut.tap_write.address, first // entries)
+                for i in range(entries):
+                    tap = m.tap[first + i]
+                    ctx.set(dut.tap_write.data[i], TAP_LAYOUT.const(tap).as_bits())
+                await tick()
+            ctx.set(dut.tap_write.enable, 0)
         for number, (word, gap) in enumerate(zip(words, gaps, strict=True)):
             for _ in range(gap):
                 await tick()
@@ -267,10 +342,26 @@ def count(outcome, activity: Activity):
     return sum(a == activity for a in outcome.activity)
 
 
-def random_instruction(rng, config):
-    """A legal instruction with every address in range."""
+def random_window(rng, config):
+    """A legal WINDOW, mostly of a small map; lines wrap as the instruction set asks for."""
+    taps = int(rng.integers(1, 6))
+    stride, pitch = int(rng.integers(1, 3)), int(rng.integers(1, 3 * config.lanes))
+    return window(
+        tap=int(rng.integers(0, config.tap_depth - taps + 1)), taps=taps, stride=stride,
+        width=int(log_uniform(rng, 0, 1023, ())), height=int(log_uniform(rng, 0, 1023, ())),
+        pitch=pitch, y=int(log_uniform(rng, -30, 30, ())),
+        tile_x=stride * (config.lanes % pitch), tile_y=stride * (config.lanes // pitch),
+        tile_stride=int(rng.integers(0, 10)), line_tiles=int(rng.integers(0, 3)),
+        line_stride=int(rng.integers(0, 20)),
+    )  # fmt: skip
+
+
+def random_instruction(rng, config, current_window=None):
+    """A legal instruction with every address in range; windowed at times if there is a window."""
     g = {}
-    words = config.words_per_tile
+    g["words"] = int(rng.integers(0, 2) * rng.integers(0, config.words_per_tile + 1))
+    words = g["words"] or config.words_per_tile
+    columns_per_tile = words * config.block
     g["blocks"] = int(rng.integers(1, 5))
     g["beats"] = int(rng.integers(1, config.block + 1))
     if rng.random() < 0.3:
@@ -283,6 +374,12 @@ def random_instruction(rng, config):
     g["operand"], g["counted"], g["columns_inner"], g["lane_scaled"], g["residual"], g["wide"] = (
         int(x) for x in rng.integers(0, 2, 6)
     )
+    g["residual_narrow"] = int(rng.integers(0, 2))
+    taps = 1
+    if current_window and rng.random() < 0.7:
+        g["windowed"], g["operand"], taps = 1, 0, current_window["taps"]
+        if rng.random() < 0.3:
+            g["pool"] = g["blocks"] = g["beats"] = taps = 1
     g["keep_maximum"] = int(rng.integers(0, 2)) & g["columns_inner"]
     g["function"] = int(rng.integers(0, 3))
     g["residual_shift"] = int(rng.integers(-8, 16))
@@ -299,11 +396,12 @@ def random_instruction(rng, config):
     g["a_row_stride"], g["a_column_stride"] = stride(30), stride(2) * stride(20)
     g["out_row_stride"], g["residual_row_stride"] = stride(30), stride(30)
     place("a", config.activation_depth, g["a_row_stride"], g["a_column_stride"], g["blocks"])
-    size = g["blocks"] * g["beats"]
+    size = taps * g["blocks"] * g["beats"]
     depth = config.operand_depth if g["operand"] else config.weight_depth
     place("w", depth, 0, size, size)
-    place("parameter", config.parameter_depth, 0, config.dsp_columns, config.dsp_columns)
-    place("residual_address", config.wide_depth, g["residual_row_stride"], words, words)
+    place("parameter", config.parameter_depth, 0, columns_per_tile, columns_per_tile)
+    depth = config.activation_depth if g["residual_narrow"] else config.wide_depth
+    place("residual_address", depth, g["residual_row_stride"], words, words)
     depth = config.wide_depth if g["wide"] else config.activation_depth
     place("out", depth, g["out_row_stride"], words, words)
     g["lane"] = int(rng.integers(0, config.lane_depth - rows + 1))
@@ -342,7 +440,12 @@ VARIANTS = {
         family="xc7", lanes=3, block=16, dsp_columns=48, operand_depth=256, axi_data_bits=128
     ),
     "wide": TINY.replace(dsp_columns=16, accumulator_bits=40, axi_data_bits=128),
-}
+    "windows": TINY.replace(tap_depth=64, weight_depth=1024),
+    "wide-windows": TINY.replace(
+        lanes=6, block=16, dsp_columns=48, tap_depth=64, weight_depth=1024, family="xc7",
+        axi_data_bits=128,
+    ),
+}  # fmt: skip
 
 
 def test_constants_of_the_timing_model():
@@ -351,17 +454,33 @@ def test_constants_of_the_timing_model():
     assert timing_gemm.START_PHASE == GemmEngine.START_PHASE
     assert timing_gemm.DRAIN_LATENCY == GemmEngine.DRAIN_LATENCY
     assert timing_gemm.IN_FLIGHT == GemmEngine.IN_FLIGHT
+    assert timing_gemm.DEFINE_CYCLES == Window.DEFINE_CYCLES
 
 
 @pytest.mark.parametrize("gaps", [False, True], ids=["gapless", "gaps"])
 @pytest.mark.parametrize(
-    ("variant", "number"), [("tiny", 80), ("packed", 25), ("odd", 6), ("wide", 12)]
+    ("variant", "number"),
+    [
+        ("tiny", 80),
+        ("packed", 25),
+        ("odd", 6),
+        ("wide", 12),
+        ("windows", 100),
+        ("wide-windows", 12),
+    ],
 )
 def test_random_instructions(variant, number, gaps):
     config = VARIANTS[variant]
     rng = np.random.default_rng([list(VARIANTS).index(variant), gaps])
     memories = Memories(config, rng)
-    instructions = [random_instruction(rng, config) for _ in range(number)]
+    instructions = []
+    current_window = None
+    for _ in range(number):
+        if config.tap_depth and rng.random() < 0.3:
+            current_window = random_window(rng, config)
+            instructions.append(current_window)
+        else:
+            instructions.append(random_instruction(rng, config, current_window))
     waits = [int(rng.integers(0, 2) * rng.integers(0, 40)) if gaps else 0 for _ in instructions]
     outcome = run_engine(config, memories, [g.encode() for g in instructions], waits)
     check_results(memories, instructions, outcome)

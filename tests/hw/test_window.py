@@ -1,5 +1,6 @@
-"""Sequencer and window of a GEMM core: the words that the array gets, against feature maps in numpy."""
+"""Sequencer and window of a core: the words that the array gets, against feature maps in numpy."""
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,18 +9,18 @@ import pytest
 from twillcore.config import PRESETS
 from twillcore.hw.sequencer import Sequencer
 from twillcore.hw.window import Window
-from twillcore.isa import ISA, TAP, Cause, Instruction, Opcode
+from twillcore.isa import ISA, TAP, Instruction, Opcode
 from twillcore.sim.bench import simulate
 from twillcore.timing import window_cycles
 
 BLOCK = 8
-A = 1000  # first word of the feature map, with room before and after it
+DEPTH = 2048
 
 
-def config_of(lanes, activation_depth=2048):
+def config_of(lanes):
     return PRESETS["tiny"].replace(
         lanes=lanes, dsp_columns=lanes * 8 if lanes < 8 else 56, tap_depth=64, operand_depth=0,
-        activation_depth=activation_depth, axi_data_bits=64 if lanes % 4 == 0 else 32,
+        activation_depth=DEPTH, axi_data_bits=64 if lanes % 4 == 0 else 32,
     )  # fmt: skip
 
 
@@ -61,6 +62,10 @@ class Case:
     row_tiles: int
     beats: int = 1
     pool: int = 0
+    column_tiles: int = 1
+    columns_inner: int = 0
+    a: int = 1000
+    origin: int = 1000  # first word of the map; parts of it may be beyond the memory
 
     @classmethod
     def random(cls, rng, lanes, **fixed):
@@ -74,14 +79,16 @@ class Case:
         else:
             out = -(-width // 2)
             out_pitch = -(-out // lanes) * lanes if out > lanes // 2 else lanes // 2
-            # Lines (or pairs of them, if a tile is two lines) start in the same lane.
-            unit = lanes // 2 if out_pitch >= lanes else lanes // np.gcd(lanes, 4)
+            unit = lanes // 2  # so that every second line starts in the same lane
             pitch = -(-width // unit) * unit
         values = {
             "width": width, "height": height, "kernel": kernel, "padding": padding,
-            "dilation": int(rng.integers(1, 4)), "stride": stride, "blocks": int(rng.integers(1, 4)),
-            "pitch": pitch, "out_pitch": out_pitch, "first_line": int(rng.integers(0, 4)),
+            "dilation": int(rng.integers(1, 4)), "stride": stride,
+            "blocks": int(rng.integers(1, 4)), "first_line": int(rng.integers(0, 4)),
+            "pitch": pitch, "out_pitch": out_pitch,
             "row_tiles": int(rng.integers(1, 8)), "beats": int(rng.integers(1, 4)),
+            "column_tiles": int(rng.integers(1, 3)), "columns_inner": int(rng.integers(0, 2)),
+            "origin": int(rng.choice([1000, -10, DEPTH - 20])), "a": int(rng.integers(990, 1010)),
         }  # fmt: skip
         return cls(lanes, **values | fixed)
 
@@ -95,52 +102,187 @@ class Case:
                 )
 
     @property
-    def tile_lines(self):
-        """Output lines per row tile, if there are several (stride 2)."""
-        return 2 if self.stride == 2 and self.out_pitch < self.lanes else 1
+    def two_lines(self):
+        """Whether the halves of a row tile are two output lines (stride 2)."""
+        return self.stride == 2 and self.out_pitch < self.lanes
 
     def tap_entries(self):
         entries = []
         for dy, dx in self.taps():
-            pixel = dy * self.pitch + dx
-            half = self.lanes  # input pixels between the halves
-            if self.tile_lines == 2:
-                half = 2 * self.pitch
-            second = pixel + half
+            first = (self.first_line * self.stride + dy) * self.pitch + dx
+            second = first + (2 * self.pitch if self.two_lines else self.lanes)
+            base = self.origin - self.a
             entries.append(encode_tap(
-                offset=pixel // self.lanes * self.blocks, rotate=pixel % self.lanes, dx=dx, dy=dy,
-                second_offset=second // self.lanes * self.blocks,
+                offset=base + first // self.lanes * self.blocks, rotate=first % self.lanes,
+                dx=dx, dy=dy,
+                second_offset=base + second // self.lanes * self.blocks,
                 second_rotate=second % self.lanes,
             ))  # fmt: skip
         return entries
 
     def instructions(self, tap):
         """WINDOW and GEMM of the layer's band."""
-        y = self.first_line * self.stride
-        line_tiles = line_stride = 0
+        lines = {"line_tiles": 0, "line_stride": 0}
         row_stride = self.blocks
-        if self.stride == 2:
-            if self.tile_lines == 2:
-                row_stride = 4 * self.pitch // self.lanes * self.blocks
-            else:
-                line_tiles = self.out_pitch // self.lanes
-                row_stride = 2 * self.blocks
-                step = 2 * self.pitch // self.lanes * self.blocks - line_tiles * row_stride
-                if step < 0:  # the last tile of a line is further on than the next line's first
-                    step += 1 << 17
-                    row_stride, line_tiles, step = row_stride, line_tiles, step
-                line_stride = step
-        first = y * self.pitch
-        assert first % self.lanes == 0
+        if self.two_lines:
+            row_stride = 4 * self.pitch // self.lanes * self.blocks
+        elif self.stride == 2:
+            row_stride = 2 * self.blocks
+            tiles = self.out_pitch // self.lanes
+            step = 2 * self.pitch // self.lanes * self.blocks - tiles * row_stride
+            lines = {"line_tiles": tiles, "line_stride": step}
         window = instruction(
             Opcode.WINDOW, tap=tap, taps=len(list(self.taps())), stride=self.stride,
-            width=self.width, height=self.height, pitch=self.out_pitch, y=y,
+            width=self.width, height=self.height, pitch=self.out_pitch,
+            y=self.first_line * self.stride,
             tile_x=self.stride * (self.lanes % self.out_pitch),
             tile_y=self.stride * (self.lanes // self.out_pitch),
-            tile_stride=self.blocks, line_tiles=line_tiles, line_stride=line_stride,
+            tile_stride=self.blocks, **lines,
         )  # fmt: skip
         layer = gemm(
-            a=A + first // self.lanes * self.blocks, a_row_stride=row_stride,
-            row_tiles=self.row_tiles, blocks=self.blocks, beats=self.beats, pool=self.pool,
+            a=self.a, a_row_stride=row_stride, a_column_stride=7, row_tiles=self.row_tiles,
+            column_tiles=self.column_tiles, columns_inner=self.columns_inner, blocks=self.blocks,
+            beats=self.beats, pool=self.pool,
         )  # fmt: skip
         return window, layer
+
+    def words(self, memory):
+        """Return what the array has to get, (load, lane, position), from the memory's words."""
+        lanes = self.lanes
+        pixel = np.arange(self.row_tiles * lanes)
+        y = (self.first_line + pixel // self.out_pitch) * self.stride
+        x = pixel % self.out_pitch * self.stride
+        words = []
+        for column, (dy, dx) in itertools.product(range(self.column_tiles), self.taps()):
+            at_x, at_y = x + dx, y + dy
+            inside = (at_x >= 0) & (at_x < self.width) & (at_y >= 0) & (at_y < self.height)
+            source = np.where(inside, at_y * self.pitch + at_x, 0)
+            for block in range(self.blocks):
+                address = self.origin + source // lanes * self.blocks + block + 7 * column
+                counts = inside & (address >= 0) & (address < DEPTH)
+                found = memory[np.where(counts, address, 0), source % lanes]
+                words.append(np.where(counts[:, None], found, -128 * self.pool))
+        words = np.stack(words).reshape(self.column_tiles, -1, self.row_tiles, lanes, BLOCK)
+        if self.pool:
+            words = words.max(axis=1, keepdims=True)
+        words = words.swapaxes(1, 2)  # (column tile, row tile, tap and block, lane, position)
+        if self.columns_inner:
+            words = words.swapaxes(0, 1)
+        return words.reshape(-1, lanes, BLOCK)
+
+    @property
+    def steps(self):
+        """Steps of the GEMM."""
+        block = max(self.beats, self.stride)
+        blocks = len(list(self.taps())) * self.blocks
+        return self.row_tiles * self.column_tiles * blocks * block
+
+
+def run(config, memory, taps, words, cycles=100_000, grant=lambda cycle: True, refusable=False):
+    """Run instruction words; return acceptances, (cycle, word) of all loads, beats, errors."""
+    dut = Sequencer(config, refusable)
+    accepted, loads, beats, errors = [], [], [], []
+    size = config.lanes * BLOCK
+    rubbish = int.from_bytes(b"\x5a" * size, "little")
+
+    async def bench(ctx):
+        entries = len(dut.tap_write.data)
+        ctx.set(dut.tap_write.enable, 1)
+        for row in range(0, len(taps), entries):
+            ctx.set(dut.tap_write.address, row // entries)
+            ctx.set(dut.tap_write.data, (taps[row : row + entries] + [0] * entries)[:entries])
+            await ctx.tick()
+        ctx.set(dut.tap_write.enable, 0)
+        ctx.set(dut.admit, 1)
+        ctx.set(dut.release, 1)  # the shadow is free in the cycle after the next
+        pending = list(enumerate(words))
+        data, loaded, idle, cycle = rubbish, False, 0, 0
+        while idle < window_cycles(config) + 10:
+            assert cycle < cycles
+            ctx.set(dut.activation.data.as_value(), data)
+            ctx.set(dut.instruction.valid, bool(pending))
+            granted = grant(cycle)
+            ctx.set(dut.grant, granted)
+            if pending:
+                index, word = pending[0]
+                ctx.set(dut.instruction.payload, {"word": word, "index": index})
+                if ctx.get(dut.instruction.ready):
+                    accepted.append(cycle)
+                    pending.pop(0)
+            assert granted or not ctx.get(dut.reads)
+            if loaded:
+                value = ctx.get(dut.word.as_value()).to_bytes(size, "little")
+                loads.append((cycle - 1, np.frombuffer(value, np.int8).reshape(-1, BLOCK)))
+            beat = ctx.get(dut.beat)
+            loaded = beat.valid and beat.load
+            if beat.valid:
+                beats.append((cycle, beat.position, beat.finish, ctx.get(dut.weight.address)))
+            data = rubbish
+            if ctx.get(dut.activation.enable):
+                port = dut.activation
+                first, second, lanes = (
+                    ctx.get(signal) for signal in (port.address, port.second, port.uses_second)
+                )
+                read = [
+                    memory[(second if lanes >> r & 1 else first) % len(memory), r]
+                    for r in range(config.lanes)
+                ]
+                data = int.from_bytes(np.stack(read).tobytes(), "little")
+            if ctx.get(dut.error.valid):
+                errors.append((ctx.get(dut.error.cause), ctx.get(dut.error.index)))
+            works = (pending or ctx.get(dut.active)) and not errors
+            idle = 0 if works else idle + 1
+            await ctx.tick()
+            cycle += 1
+
+    simulate(dut, bench, timeout=cycles + 1000)
+    return accepted, loads, beats, errors
+
+
+def rubbish_memory(config, seed):
+    shape = (config.activation_depth, config.lanes, BLOCK)
+    return np.random.default_rng(seed).integers(-128, 128, shape).astype(np.int8)
+
+
+def check(config, cases, **options):
+    """Run as many cases as there are taps for, and compare the words.
+
+    Returns acceptances, beats and the cases.
+    """
+    memory = rubbish_memory(config, 0)
+    taps, words = [], []
+    for case in cases:
+        entries = case.tap_entries()
+        if len(taps) + len(entries) > config.tap_depth:
+            break
+        words += case.instructions(len(taps))
+        taps += entries
+    cases = cases[: len(words) // 2]
+    accepted, loads, beats, errors = run(
+        config, memory, taps, [word.encode() for word in words], **options
+    )
+    assert errors == []
+    expected = np.concatenate([case.words(memory) for case in cases])
+    assert len(loads) == len(expected)
+    for number, ((_, word), reference) in enumerate(zip(loads, expected, strict=True)):
+        assert (word == reference).all(), f"load {number}"
+    return accepted, beats, cases
+
+
+@pytest.mark.parametrize("lanes", [2, 4, 14])
+@pytest.mark.parametrize("seed", range(6))
+def test_words_and_times(lanes, seed):
+    """Any geometry; instructions follow each other at once, and beats stand where they should."""
+    rng = np.random.default_rng([lanes, seed])
+    config = config_of(lanes)
+    cases = [Case.random(rng, lanes) for _ in range(20)]
+    for case in cases:
+        if rng.random() < 0.3:
+            case.pool = case.blocks = case.beats = 1
+    accepted, beats, cases = check(config, cases)
+    cycle = 0
+    for case, window, layer in zip(cases, accepted[::2], accepted[1::2], strict=True):
+        assert window == cycle
+        assert layer == window + lanes + Window.DEFINE_CYCLES
+        cycle = layer + case.steps
+    assert beats[-1][0] == cycle + window_cycles(config)
