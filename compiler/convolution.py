@@ -784,7 +784,9 @@ def lower_conv(low: Lowering, op: Conv | Linear) -> None:
     macs = out.batch * out.rows * per_output
     lut = op.lut_channels * macs
     dsp = (out.channels - op.lut_channels) * macs
-    low.layer(op.name, dsp + lut, dsp * op.beats // config.block + lut)
+    each = op.weight.shape[-1]  # inputs of an output in one tap
+    kept = min(op.beats * ceil_div(each, config.block), each)
+    low.layer(op.name, dsp + lut, dsp * kept // each, lut, op.lut_bits)
     largest = np.abs(op.weight.astype(np.int32)).reshape(len(op.weight), -1).sum(axis=1)
     low.require_accumulator(op.name, int(largest.max(initial=0)) << 7)
     g = geometry(low, op) if isinstance(op, Conv) else None

@@ -519,9 +519,13 @@ class Lowering:
 
     # Steps
 
-    def layer(self, name: str, macs: int = 0, useful_macs: int | None = None) -> None:
-        """Start a layer: following steps belong to it."""
-        self.layers.append(Layer(name, macs, macs if useful_macs is None else useful_macs))
+    def layer(
+        self, name: str, macs: int = 0, useful_macs: int | None = None, lut_macs: int = 0,
+        lut_bits: int = 0,
+    ) -> None:  # fmt: skip
+        """Start a layer: following steps belong to it; see :class:`twillcore.image.Layer`."""
+        useful = macs if useful_macs is None else useful_macs
+        self.layers.append(Layer(name, macs, useful, lut_macs, lut_bits if lut_macs else 0))
 
     def emit(
         self, opcode: Opcode, reads: Iterable[Region], writes: Iterable[Region],
