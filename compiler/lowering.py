@@ -519,9 +519,11 @@ class Lowering:
 
     # Steps
 
-    def layer(self, name: str, macs: int = 0, useful_macs: int | None = None) -> None:
+    def layer(self, name: str, macs: int = 0, useful_macs: int | None = None, lut_macs: int = 0,
+              lut_bits: int = 0) -> None:  # fmt: skip
         """Start a layer: following steps belong to it."""
-        self.layers.append(Layer(name, macs, macs if useful_macs is None else useful_macs))
+        useful_macs = macs if useful_macs is None else useful_macs
+        self.layers.append(Layer(name, macs, useful_macs, lut_macs, lut_bits))
 
     def emit(
         self, opcode: Opcode, reads: Iterable[Region], writes: Iterable[Region],
