@@ -23,8 +23,8 @@ by; where the weights of a layer fit in their memory, they are loaded once.
 If two column tiles of weights do not fit, they come in parts of the input blocks: each row tile
 passes all parts, and the sums wait in the accumulators. So the parts of the next column tile can
 arrive while the last row tile consumes these. If not even one column tile fits, row tiles pass the
-parts to and fro, so that only some of them have to come again. That needs instructions of single row tiles, so
-lines that divide a row tile; other maps wait for their weights.
+parts to and fro, so that only some of them have to come again. That needs instructions of single
+row tiles, so lines that divide a row tile; other maps wait for their weights.
 """
 
 import dataclasses
@@ -39,7 +39,7 @@ from numpy.typing import NDArray
 
 from twillcore.compiler.drain import clear_padding
 from twillcore.compiler.errors import CompileError
-from twillcore.compiler.graph import Concat, Conv, Graph, Linear, Map, MaxPool, Op, Tensor
+from twillcore.compiler.graph import Concat, Conv, Linear, Map, MaxPool, Op, Tensor
 from twillcore.compiler.lowering import Held, Lowering, ceil_div, parameter_entries, pieces
 from twillcore.compiler.sparsify import beats_per_block
 from twillcore.compiler.steps import TABLE_UNITS, Buffer, Place, Region, Space
@@ -51,41 +51,6 @@ from twillcore.weights import encode_planes, encode_rows, smallest_format
 MOST_TAPS = (1 << 8) - 1
 MOST_ROW_TILES = (1 << 12) - 1
 PART_SHARE = 1 / 8  #: of the weight memory, for a part of a column tile that does not fit twice
-
-
-def without_long_strides(graph: Graph) -> Graph:
-    """Compute layers of stride 4, 8, .. at stride 2, and leave out pixels until it is right.
-
-    Raises
-    ------
-    CompileError
-        If a stride is no power of two, or a long one has a residual or 16-bit outputs.
-    """
-    tensors, ops = dict(graph.tensors), []
-    for op in graph.ops:
-        if not isinstance(op, Conv | MaxPool) or op.stride <= 2:
-            ops.append(op)
-            continue
-        out = tensors[op.out]
-        if op.stride & (op.stride - 1):
-            raise CompileError(f"{op.name}: stride {op.stride} is no power of two")
-        if getattr(op, "residual", None) is not None or out.bits != 8:
-            raise CompileError(
-                f"{op.name}: a stride of {op.stride} needs an int8 output and no residual"
-            )
-        source, step = op.out, op.stride // 2
-        while step >= 1:
-            name = f"{op.out} / {step}"
-            grid = tuple((size - 1) * step + 1 for size in out.grid)
-            tensors[name] = dataclasses.replace(out, name=name, rows=math.prod(grid), grid=grid)
-            target = name if step > 1 else op.out
-            if step == op.stride // 2:
-                ops.append(dataclasses.replace(op, stride=2, out=target))
-            else:
-                ops.append(MaxPool(op.name, source, target, (1, 1), 2, (0, 0)))
-            source, step = target, step // 2
-        del tensors[name]
-    return dataclasses.replace(graph, tensors=tensors, ops=tuple(ops))
 
 
 # Column tiles
@@ -337,7 +302,7 @@ def geometry(low: Lowering, op: Conv | MaxPool) -> Geometry | None:
     Raises
     ------
     CompileError
-        If there are too many taps, or no windows in the configuration.
+        If there are too many taps, or no windows in the configuration, or the stride is above 2.
     """
     x, out = low.tensor(op.x), low.tensor(op.out)
     lanes = low.config.lanes
@@ -348,6 +313,8 @@ def geometry(low: Lowering, op: Conv | MaxPool) -> Geometry | None:
     )
     if taps == ((0, 0),) and op.stride == 1 and x.grid == out.grid and isinstance(op, Conv):
         return None
+    if op.stride not in (1, 2):
+        raise CompileError(f"{op.name}: windows have a stride of 1 or 2, not {op.stride}")
     if not low.config.tap_depth:
         raise CompileError(
             f"{op.name}: configuration {low.config.name!r} has no windows, which a convolution"
@@ -480,8 +447,8 @@ class _Chunk:
         """Forget the parts that cannot stay for the next row tile, those used first."""
         if not self.stays:
             largest = max(blocks for _, blocks in self.parts) * self.run.block_rows
-            most = max(self.run.core.depth // largest - 1, 1)  # room for one that arrives
-            self._places = {index: self._places[index] for index in order[-most:]}
+            most = self.run.core.depth // largest - 1  # and room for one that arrives
+            self._places = {index: self._places[index] for index in order[len(order) - most :]}
 
     @property
     def parameters(self) -> Place:

@@ -14,7 +14,6 @@ from twillcore.compiler.convolution import (
     lower_conv,
     lower_map,
     lower_max_pool,
-    without_long_strides,
 )
 from twillcore.compiler.drain import clear_padding
 from twillcore.compiler.graph import (
@@ -46,7 +45,6 @@ from twillcore.isa import Function, Opcode
 
 def tile(graph: Graph, streamed: frozenset[str], constants: dict, tuning: Tuning) -> Plan:
     """Return the steps of ``graph`` when the tensors in ``streamed`` live in DRAM."""
-    graph = without_long_strides(graph)
     lowering = Lowering(graph, streamed, constants, tuning)
     for op in graph.ops:
         _LOWER[type(op)](lowering, op)

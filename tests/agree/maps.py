@@ -23,7 +23,7 @@ def random_map_graph(
     kinds: tuple[str, ...] = ("conv",) * 5 + ("depthwise", "grouped", "pool", "concat", "linear",
                                               "map"),
 ) -> Graph:  # fmt: skip
-    """Return a graph of about ``ops`` (1..5 if None) layers on maps of up to ``largest`` squared."""
+    """Return a graph of about ``ops`` (1..5 if None) layers; maps are up to ``largest`` squared."""
     builder = _Builder(np.random.default_rng((seed, 7)), config, largest, channels)
     for _ in range(ops if ops is not None else builder.pick(1, 5)):
         getattr(builder, str(builder.rng.choice(kinds)))()
@@ -61,7 +61,10 @@ class _Builder:
         fitting = [
             t.name
             for t in self.tensors.values()
-            if t.grid and t.bits in bits and grid in (None, t.grid) and channels in (None, t.channels)
+            if t.grid
+            and t.bits in bits
+            and grid in (None, t.grid)
+            and channels in (None, t.channels)
         ]
         if not fitting:
             return None
@@ -78,7 +81,7 @@ class _Builder:
             kernel = self.pick(1, 4), self.pick(1, 4)
             if self.coin(0.4):
                 kernel = 3, 3
-            stride = int(self.rng.choice([1, 1, 1, 2, 2, 4]))
+            stride = int(self.rng.choice([1, 1, 1, 2, 2]))
             dilation = self.pick(1, 2)
             padding = tuple(self.pick(0, (k - 1) * dilation // 2 + 1) for k in kernel)
             spans = [(k - 1) * dilation + 1 for k in kernel]
@@ -88,10 +91,10 @@ class _Builder:
                 return kernel, stride, padding, dilation, grid
         return (1, 1), 1, (0, 0), 1, self.tensors[x].grid
 
-    def drain(self, n: int, grid, spread: float, bits: int = 0) -> dict:
+    def drain(self, n: int, grid, spread: float) -> dict:
         """Return what Conv, Linear and Map share."""
         function = Function(self.pick(0, 2 if self.config.function_table else 1))
-        bits = bits or (16 if self.config.wide_depth and self.coin(0.15) else 8)
+        bits = 16 if self.config.wide_depth and self.coin(0.15) else 8
         table = None
         if function == Function.TABLE:
             table = np.clip(self.rng.integers(-200, 200, TABLE_ENTRIES).cumsum(), -32768, 32767)
@@ -139,9 +142,7 @@ class _Builder:
         lut, beats = self.lut(n), self.pick(1, self.config.block)
         weight = self.weight((n, *kernel, channels), lut, beats)
         sums = 5000.0 * math.sqrt(max(weight[0].size * beats / 8, 1))
-        drain = self.drain(n, grid, sums, 8 if stride == 4 else 0)
-        if stride == 4:
-            drain |= {"residual": None, "residual_shift": 0}
+        drain = self.drain(n, grid, sums)
         self.add(
             Conv(f"conv.{len(self.ops)}", x, weight=weight, stride=stride, padding=padding,
                  dilation=dilation, groups=groups, beats=beats, **drain, **lut)
@@ -166,6 +167,8 @@ class _Builder:
     def pool(self) -> None:
         x = self.find()
         kernel, stride, padding, dilation, grid = self.window(x)
+        if dilation > 1 or any(p >= k for p, k in zip(padding, kernel, strict=True)):
+            return  # a window without a pixel
         out = self.tensor(grid, self.tensors[x].channels)
         self.add(MaxPool(f"pool.{len(self.ops)}", x, out, kernel, stride, padding, dilation))
 
