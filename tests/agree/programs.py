@@ -103,6 +103,8 @@ def random_program(seed: int, config: Config = TINY, length: int | None = None) 
     program.place(rng.integers(0, 256, 1 << 18, np.uint8).tobytes())
     length = length or int(rng.integers(1, 40))
     makers: list[Callable] = [_load, _store, _gemm, _move, _softmax, _layer_norm, _elementwise]
+    if config.lut_columns:
+        makers += [_lut_gemm, _both_cores_busy(rng)]
     weights = rng.dirichlet(np.ones(len(makers)))
     tokens = rng.choice([0.0, 0.3, 0.9])
     for _ in range(length):
@@ -205,6 +207,32 @@ def _gemm(rng, config):
     if wide and operands["columns_inner"] and rng.random() < 0.5:
         operands["keep_maximum"] = 1
     return Opcode.GEMM, operands
+
+
+def _lut_gemm(rng, config):
+    """As _gemm, with what the LUT core has."""
+    _, operands = _gemm(rng, config)
+    operands |= {
+        "operand": 0, "counted": 0, "keep_maximum": 0, "beats": int(rng.integers(1, 9)),
+        "a": int(rng.integers(64)),
+    }  # fmt: skip
+    return Opcode.LUT_GEMM, operands
+
+
+def _both_cores_busy(rng):
+    """Return a maker of GEMMs of either core that are long, of one shape and often in conflict."""
+    beats = [int(rng.integers(1, 9)) for _ in range(2)]
+
+    def maker(rng, config):
+        opcode, operands = (_lut_gemm if rng.random() < 0.5 else _gemm)(rng, config)
+        if rng.random() < 0.7:
+            operands["beats"] = beats[opcode == Opcode.LUT_GEMM]
+        operands["blocks"] = _size(rng, 24)
+        if not (operands["hold"] or operands["accumulate"]):
+            operands |= {"row_tiles": _size(rng, 8), "column_tiles": 1}
+        return opcode, operands
+
+    return maker
 
 
 def _move(rng, config):
