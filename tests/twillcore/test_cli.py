@@ -11,6 +11,7 @@ import torch
 from PIL import Image as Picture
 from torch import nn
 
+from tests.agree.maps import CNN
 from twillcore import cli
 from twillcore.cache import cached_file, content_key
 from twillcore.config import PRESETS, load_config
@@ -169,14 +170,11 @@ def test_gemm_json(call, engine):
         assert data["cycles"] is None
 
 
-BOTH_CORES = PRESETS["tiny"].replace(name="both", lut_columns=8, lut_weight_depth=512, tap_depth=64)
-
-
 @pytest.fixture
 def both_cores(tmp_path):
     """A file with a configuration that has a LUT core and windows."""
-    path = tmp_path / "both.toml"
-    path.write_text(BOTH_CORES.to_toml())
+    path = tmp_path / "cnn.toml"
+    path.write_text(CNN.to_toml())
     return path
 
 
@@ -232,9 +230,7 @@ def test_convolutions_are_exact_on_the_cycle_engine(call, both_cores, sizes, opt
 @pytest.mark.slow
 def test_digits_keep_their_accuracy(call, tmp_path):
     """8-bit within 0.5 % of fp32, on the whole test set."""
-    wide = BOTH_CORES.replace(
-        name="wide", lanes=16, dsp_columns=16, lut_columns=16, operand_depth=0
-    )
+    wide = CNN.replace(name="wide", lanes=16, dsp_columns=16, lut_columns=16, operand_depth=0)
     path = tmp_path / "wide.toml"
     path.write_text(wide.to_toml())
     code, out, _ = call(
@@ -312,6 +308,39 @@ def test_gemm_in_rtl_with_a_waveform(call, tmp_path):
     for key in ("cycles", "stalls", "busy", "bytes_read", "bytes_written", "layers"):
         assert rtl[key] == cycle[key]
     assert rtl["bit_exact"]
+
+
+@pytest.mark.verilator
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("gemm", 9, 40, 24, "--core", "lut", "--weight-bits", 3),
+        ("gemm", 17, 64, 48, "--core", "both", "--sparsity", "4:8"),
+        ("conv", 9, 8, 16, 24, 3, "--padding", 1, "--core", "both", "--weight-bits", 2),
+        ("conv", 6, 7, 12, 16, 3, "--stride", 2, "--core", "lut", "--weight-bits", 5),
+    ],
+)
+def test_layers_in_rtl_are_as_the_cycle_engine_says(call, both_cores, arguments):
+    rtl, cycle = (
+        json.loads(call(*arguments, "--config", both_cores, "--engine", engine, "--json")[1])
+        for engine in ("rtl", "cycle")
+    )
+    assert rtl["bit_exact"]
+    for key in ("cycles", "stalls", "busy", "lut", "bytes_read", "bytes_written", "layers"):
+        assert rtl[key] == cycle[key]
+
+
+@pytest.mark.verilator
+def test_digits_in_rtl(call, both_cores):
+    options = ("--config", both_cores, "--lut-bits", 6, "--json")
+    code, out, _ = call("run", "digits-cnn", "--count", 2, "--engine", "rtl", *options)
+    assert code == 0
+    data = json.loads(out)
+    assert data["bit_exact"]
+    assert data["class"] == data["label"]
+    cycle = json.loads(call("run", "digits-cnn", "--engine", "cycle", *options)[1])
+    assert data["cycles"] == 2 * cycle["cycles"]
+    assert data["layers"] == cycle["layers"]
 
 
 def test_gemm_for_people(call):
