@@ -4,8 +4,9 @@ Found from addresses alone: :class:`Tracker` knows, for every word of every memo
 read and wrote it last. A step depends on the last writer of what it reads (or writes) and on the
 last readers of what it writes. Engines retire in order, so one index per engine says it all.
 
-One engine's steps need no tokens among themselves, but for GEMM: it accepts an instruction while
-the one before drains, so a GEMM that reads what a drain writes takes a token from GEMM itself.
+One engine's steps need no tokens among themselves, but for the cores: they accept an instruction
+while the one before drains, so a GEMM that reads what a drain writes takes a token from GEMM itself
+(and a LUT_GEMM from LUT). They read in order and drain in order, so nothing else can go wrong.
 """
 
 from collections import deque
@@ -20,6 +21,7 @@ from twillcore.config import Config
 from twillcore.isa import TOKEN_COUNTER_BITS, Engine
 
 NEVER = -1
+CORES = (Engine.GEMM, Engine.LUT)
 
 
 class Tracker:
@@ -55,7 +57,7 @@ class Tracker:
             units = self._units(region)
             for table in (self._written, self._read):
                 np.maximum(needs, table[region.buffer.space][:, units].max(axis=1), out=needs)
-        needs[step.engine] = own if step.engine == Engine.GEMM else NEVER
+        needs[step.engine] = own if step.engine in CORES else NEVER
         return needs
 
     def record(self, index: int, step: Step) -> None:

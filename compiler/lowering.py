@@ -2,7 +2,12 @@
 
 A tensor is *resident* (one on-chip buffer for all its life) or *streamed* (it lives in DRAM; every
 user has its own temporary buffers). :meth:`Lowering.read` and :meth:`Lowering.write` hide which.
-Row tiles of the batch items follow each other, so for all but attention a batch is just more rows.
+Row tiles of the batch items follow each other, so for all but attention and windows a batch is just
+more rows.
+
+A tensor can be *part* of another one and have no buffer of its own: the inputs of a Concat are
+written into the channels of its output, and a layer writes its output over its residual where
+nobody else reads that.
 """
 
 import dataclasses
@@ -14,7 +19,21 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from twillcore.compiler.errors import CompileError
-from twillcore.compiler.graph import Graph, Tensor, reads, writes
+from twillcore.compiler.graph import (
+    Concat,
+    Conv,
+    Elementwise,
+    Graph,
+    LayerNorm,
+    Linear,
+    Map,
+    MaxPool,
+    Op,
+    Tensor,
+    reads,
+    writes,
+)
+from twillcore.compiler.pitches import choose_pitches
 from twillcore.compiler.steps import TABLE_UNITS, Buffer, Place, Plan, Region, Space, Step, depth
 from twillcore.image import MASKED_BIAS, Layer, Slot
 from twillcore.isa import ISA, PARAMETER, PARAMETER_BYTES, Memory, MoveMode, Opcode, WeightFormat
@@ -117,6 +136,57 @@ class Held:
         return Region(self.buffer, self.place(row, word).offset, words, rows, self.stride)
 
 
+def is_tiled_exactly(op: Op, graph: Graph) -> bool:
+    """Whether an op writes only words that hold channels, and none to fill up a column tile."""
+    if isinstance(op, Linear):
+        narrow = op.residual is not None and graph.tensors[op.residual].bits == 8
+        return bool(op.lut_channels or narrow or graph.tensors[op.out].grid)
+    if isinstance(op, Map | Elementwise | LayerNorm):
+        return all(graph.tensors[name].grid is not None for name in writes(op))
+    return isinstance(op, Conv | MaxPool | Concat)
+
+
+def find_parts(graph: Graph) -> dict[str, tuple[str, int]]:
+    """Return the tensors that lie in another one: its name, and the first word of theirs.
+
+    Raises
+    ------
+    CompileError
+        If a Concat has parts that fill no words.
+    """
+    writers = {name: op for op in graph.ops for name in writes(op)}
+    last_read = {name: op for op in graph.ops for name in reads(op)}
+    shared = {*graph.inputs, *graph.outputs}  # they have a place in DRAM of their own
+    parts: dict[str, tuple[str, int]] = {}
+    for op in graph.ops:
+        if not isinstance(op, Concat):
+            continue
+        word = 0
+        for name in op.parts:
+            channels, block = graph.tensors[name].channels, graph.config.block
+            if channels % block and name != op.parts[-1]:
+                raise CompileError(
+                    f"{op.name}: {name} has {channels} channels; all parts of a concatenation but"
+                    f" the last need a multiple of {block}: use that many channels in the layers"
+                    " that compute them"
+                )
+            free = name not in shared and name not in parts and op.parts.count(name) == 1
+            if free and is_tiled_exactly(writers[name], graph):
+                parts[name] = op.out, word
+            word += ceil_div(channels, block)
+    concatenated = {op.out for op in graph.ops if isinstance(op, Concat)} | parts.keys()
+    for op in graph.ops:
+        residual = getattr(op, "residual", None)
+        if residual is None or not is_tiled_exactly(op, graph) or last_read[residual] is not op:
+            continue
+        alike = graph.tensors[residual].bits == graph.tensors[op.out].bits and is_tiled_exactly(
+            writers.get(residual, op), graph
+        )
+        if alike and op.x != residual and not {residual, op.out} & (shared | concatenated):
+            parts[op.out] = residual, 0
+    return parts
+
+
 class Lowering:
     """Collects the steps of a graph. One method per thing that several ops need.
 
@@ -135,6 +205,8 @@ class Lowering:
     ) -> None:
         self.graph, self.config, self.tuning = graph, graph.config, tuning
         self.streamed = streamed
+        self.pitches = choose_pitches(graph)
+        self._parts = find_parts(graph)
         self.steps: list[Step] = []
         self.layers: list[Layer] = []
         self._constants = constants
@@ -143,10 +215,13 @@ class Lowering:
         self._masks: dict[tuple, tuple[Slot, Buffer]] = {}
         self._spills: dict[str, Buffer] = {}
         self._table: tuple[bytes, Buffer] | None = None
+        self._windows: dict[Opcode, dict[str, int | Place]] = {}
         for name in (*graph.inputs, *graph.outputs):
             tensor = graph.tensors[name]
             kind = "int16" if tensor.bits == 16 else "int8"
             slot = Slot(name, kind, 0, tensor.batch, tensor.rows, tensor.channels, tensor.scale)
+            if self.pitch(tensor) != self.width(tensor):
+                slot = dataclasses.replace(slot, width=self.width(tensor), pitch=self.pitch(tensor))
             self._slots.setdefault(
                 name, (slot, Buffer(name, Space.DRAM, slot.size_bytes(self.config)))
             )
@@ -159,9 +234,19 @@ class Lowering:
         """Return a tensor by name."""
         return self.graph.tensors[name]
 
+    def width(self, tensor: Tensor) -> int:
+        """Pixels of a line; rows that are no pixels count as one line."""
+        return tensor.grid[1] if tensor.grid else tensor.rows
+
+    def pitch(self, tensor: Tensor) -> int:
+        """Rows from one line to the next."""
+        return self.pitches.get(tensor.name, self.width(tensor))
+
     def rows_per_item(self, tensor: Tensor) -> int:
         """Row tiles of one batch item."""
-        return ceil_div(tensor.rows, self.config.lanes)
+        lines = tensor.rows // self.width(tensor)
+        rows = (lines - 1) * self.pitch(tensor) + self.width(tensor)
+        return ceil_div(rows, self.config.lanes)
 
     def rows(self, tensor: Tensor) -> int:
         """Row tiles of all batch items."""
@@ -205,39 +290,72 @@ class Lowering:
 
     def is_loaded(self, name: str) -> bool:
         """Whether a tensor still has to come from DRAM."""
-        return name in self.streamed or bool(self._home(name).pending)
+        return self.is_streamed(name) or bool(self._home(name).pending)
+
+    def is_stored(self, name: str) -> bool:
+        """Whether a tensor has a place in DRAM, to which it is stored when it is written."""
+        return self._dram(name) is not None
 
     def is_urgent(self, name: str) -> bool:
         """Whether the readers of a tensor can start on its first rows alone."""
         reader = self._readers.get(name)
         return name in self._slots or type(reader).__name__ in ("LayerNorm", "Elementwise")
 
+    def is_part_of(self, name: str, whole: str) -> bool:
+        """Whether a tensor lies in ``whole``."""
+        return name in self._parts and self._parts[name][0] == whole
+
+    def _whole(self, name: str) -> tuple[str, int]:
+        """Return the tensor that a tensor lies in, itself or another, and its first word there."""
+        word = 0
+        while name in self._parts:
+            name, offset = self._parts[name]
+            word += offset
+        return name, word
+
+    def is_streamed(self, name: str | None) -> bool:
+        """Whether a tensor lives in DRAM."""
+        return name is not None and self._whole(name)[0] in self.streamed
+
     def _space(self, tensor: Tensor) -> Space:
         return Space.WIDE if tensor.bits == 16 else Space.ACTIVATION
 
-    def _padded_words(self, tensor: Tensor) -> int:
+    def stride(self, tensor: Tensor) -> int:
+        """Words from row tile to row tile where all of a tensor is on chip."""
+        writer = self._writers.get(tensor.name)
+        exact = tensor.grid if writer is None else is_tiled_exactly(writer, self.graph)
+        if exact:
+            return self.words(tensor)
         return self.column_tiles(tensor) * self.config.words_per_tile
 
     def _home(self, name: str) -> Held:
         if name not in self._homes:
             tensor = self.tensor(name)
-            stride = self._padded_words(tensor)
+            whole, word = self._whole(name)
             rows = self.rows(tensor)
+            if whole != name:
+                home = self._home(whole)
+                self._homes[name] = Held(
+                    tensor, home.buffer, 0, -word, home.stride, self.words(tensor)
+                )
+                return self._homes[name]
+            stride = self.stride(tensor)
             buffer = Buffer(name, self._space(tensor), rows * stride, tensor=name)
             pending = set() if name in self._writers else set(range(rows))
             self._homes[name] = Held(tensor, buffer, 0, 0, stride, self.words(tensor), pending)
         return self._homes[name]
 
-    def _dram(self, name: str) -> Buffer | None:
-        """Return where the tensor lies in DRAM, if it does."""
+    def _dram(self, name: str) -> tuple[Buffer, int, int] | None:
+        """Return where the tensor lies in DRAM, if it does: buffer, words per row tile, first."""
+        name, word = self._whole(name)
+        tensor = self.tensor(name)
         if name in self._slots:
-            return self._slots[name][1]
+            return self._slots[name][1], self.words(tensor), word
         if name in self.streamed:
             if name not in self._spills:
-                tensor = self.tensor(name)
                 size = self.rows(tensor) * self.words(tensor) * self._word_bytes(tensor)
                 self._spills[name] = Buffer(f"spilled {name}", Space.DRAM, size)
-            return self._spills[name]
+            return self._spills[name], self.words(tensor), word
         return None
 
     def _word_bytes(self, tensor: Tensor) -> int:
@@ -245,7 +363,7 @@ class Lowering:
 
     def read(self, name: str, row: int, rows: int, word: int = 0, words: int | None = None) -> Held:
         """Return the row tiles of a tensor for reading; :meth:`load` them before use."""
-        if name not in self.streamed:
+        if not self.is_streamed(name):
             return self._home(name)
         held = self.write(name, row, rows, word, words)
         held.pending = set(range(row, row + rows))
@@ -255,10 +373,10 @@ class Lowering:
         self, name: str, row: int, rows: int, word: int = 0, words: int | None = None
     ) -> Held:
         """Return a place for words of a tensor; :meth:`store` them when written."""
-        if name not in self.streamed:
+        if not self.is_streamed(name):
             return self._home(name)
         tensor = self.tensor(name)
-        stride = self._padded_words(tensor) - word if words is None else words
+        stride = self.stride(tensor) - word if words is None else words
         buffer = Buffer(f"{name}[{row}:{row + rows}]", self._space(tensor), rows * stride)
         return Held(tensor, buffer, row, word, stride, self.words(tensor))
 
@@ -271,7 +389,7 @@ class Lowering:
         todo = sorted(held.pending.intersection(range(row, row + rows)))
         while todo:
             count = next((i for i, r in enumerate(todo) if r != todo[0] + i), len(todo))
-            self._transfer(Opcode.LOAD, held, todo[0], count, held.word, held.stride)
+            self._transfer(Opcode.LOAD, held, todo[0], count, max(held.word, 0), held.stride)
             held.pending.difference_update(todo[:count])
             todo = todo[count:]
 
@@ -286,10 +404,11 @@ class Lowering:
         words = min(words, held.words - word)
         if words <= 0:
             return
-        tensor, dram = held.tensor, self._dram(held.tensor.name)
+        tensor = held.tensor
+        dram, row_words, first = self._dram(tensor.name)
         unit = self._word_bytes(tensor)
-        stride = held.words * unit
-        offset = row * stride + word * unit
+        stride = row_words * unit
+        offset = row * stride + (first + word) * unit
         outside = Region(dram, offset, words * unit, rows, stride)
         inside = held.region(row, rows, word, words)
         self.emit(
@@ -400,9 +519,13 @@ class Lowering:
 
     # Steps
 
-    def layer(self, name: str, macs: int = 0, useful_macs: int | None = None) -> None:
-        """Start a layer: following steps belong to it."""
-        self.layers.append(Layer(name, macs, macs if useful_macs is None else useful_macs))
+    def layer(
+        self, name: str, macs: int = 0, useful_macs: int | None = None, lut_macs: int = 0,
+        lut_bits: int = 0,
+    ) -> None:  # fmt: skip
+        """Start a layer: following steps belong to it; see :class:`twillcore.image.Layer`."""
+        useful = macs if useful_macs is None else useful_macs
+        self.layers.append(Layer(name, macs, useful, lut_macs, lut_bits if lut_macs else 0))
 
     def emit(
         self, opcode: Opcode, reads: Iterable[Region], writes: Iterable[Region],
@@ -487,6 +610,13 @@ class Lowering:
             out_row_stride=out.stride,
             **flags,
         )
+
+    def window(self, opcode: Opcode, tap: Buffer, **operands: int) -> None:
+        """Append a WINDOW or LUT_WINDOW, unless that is the window that the core has."""
+        values = {**operands, "tap": Place(tap)}
+        if self._windows.get(opcode) != values:
+            self._windows[opcode] = values
+            self.emit(opcode, (Region(tap, 0, tap.size),), (), **values)
 
     def softmax(
         self, logits: Held, e: Held, row: int, rows: int, maximum: Place, lane: Place,

@@ -18,7 +18,7 @@ from twillcore.isa import ISA, Engine, Opcode
 
 
 class Space(IntEnum):
-    """Where a buffer lies; the first six are :class:`twillcore.isa.Memory`."""
+    """Where a buffer lies; the first eight are :class:`twillcore.isa.Memory`."""
 
     ACTIVATION = 0
     WIDE = 1
@@ -26,10 +26,12 @@ class Space(IntEnum):
     PARAMETER = 3
     NORM = 4
     TABLE = 5
-    OPERAND = 6
-    MAXIMUM = 7
-    LANE = 8
-    DRAM = 9
+    LUT_WEIGHT = 6
+    TAP = 7
+    OPERAND = 8
+    MAXIMUM = 9
+    LANE = 10
+    DRAM = 11
 
 
 #: The parameter of :class:`Config` that makes a space larger.
@@ -39,6 +41,8 @@ DEPTH_PARAMETER = {
     Space.WEIGHT: "weight_depth",
     Space.PARAMETER: "parameter_depth",
     Space.NORM: "norm_depth",
+    Space.LUT_WEIGHT: "lut_weight_depth",
+    Space.TAP: "tap_depth",
     Space.OPERAND: "operand_depth",
     Space.MAXIMUM: "lane_depth",
     Space.LANE: "lane_depth",

@@ -9,14 +9,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from twillcore.compiler.attention import lower_attention, lower_matmul
+from twillcore.compiler.convolution import (
+    lower_concat,
+    lower_conv,
+    lower_map,
+    lower_max_pool,
+)
+from twillcore.compiler.drain import clear_padding
 from twillcore.compiler.graph import (
     Attention,
+    Concat,
+    Conv,
     Elementwise,
     Graph,
     LayerNorm,
     Linear,
     Map,
     MatMul,
+    MaxPool,
     Op,
     Softmax,
 )
@@ -25,12 +35,12 @@ from twillcore.compiler.lowering import (
     Lowering,
     Tuning,
     ceil_div,
+    is_tiled_exactly,
     parameter_entries,
     pieces,
 )
 from twillcore.compiler.steps import Place, Plan, Region, Space
 from twillcore.isa import Function, Opcode
-from twillcore.numerics import look_up
 
 
 def tile(graph: Graph, streamed: frozenset[str], constants: dict, tuning: Tuning) -> Plan:
@@ -77,12 +87,12 @@ def _groups(low: Lowering, op: Linear | Map, out_words: int) -> list[tuple[int, 
     """Split the rows so that temporary buffers of streamed tensors stay small."""
     x, out = low.tensor(op.x), low.tensor(op.out)
     rows = most = low.rows(out)
-    if op.x in low.streamed:
+    if low.is_streamed(op.x):
         most = min(most, low.scratch(Space.ACTIVATION, low.tuning.input_share) // low.words(x))
-    if op.out in low.streamed:
+    if low.is_streamed(op.out):
         space = Space.WIDE if out.bits == 16 else Space.ACTIVATION
         most = min(most, low.scratch(space) // out_words)
-    if op.residual is not None and op.residual in low.streamed:
+    if low.is_streamed(op.residual):
         most = min(most, low.scratch(Space.WIDE) // out_words)
     most = min(max(most, 1), (1 << 12) - 1)
     return pieces(rows, ceil_div(rows, most))
@@ -98,7 +108,7 @@ def _chunks(low: Lowering, op: Linear, rows: int, tiles: int, tile_rows: int) ->
     config, tuning = low.config, low.tuning
     size = max(1, int(config.weight_depth * tuning.chunk_share) // tile_rows)
     size = min(size, tuning.chunk_tiles, config.parameter_depth // 4 // config.dsp_columns)
-    if op.out in low.streamed or op.residual in low.streamed:
+    if low.is_streamed(op.out) or low.is_streamed(op.residual):
         size = min(size, low.scratch(Space.ACTIVATION) // (rows * config.words_per_tile))
     if rows * config.axi_bytes < 2 * config.dsp_columns:
         size = min(size, ceil_div(tuning.chunk_cycles, tile_rows))
@@ -115,6 +125,9 @@ def _chunks(low: Lowering, op: Linear, rows: int, tiles: int, tile_rows: int) ->
 
 
 def _lower_linear(low: Lowering, op: Linear) -> None:
+    if is_tiled_exactly(op, low.graph):
+        lower_conv(low, op)
+        return
     config = low.config
     x, out = low.tensor(op.x), low.tensor(op.out)
     blocks, tiles = low.words(x), low.column_tiles(out)
@@ -138,7 +151,13 @@ def _lower_linear(low: Lowering, op: Linear) -> None:
                 late = first == 0 and low.is_late(op.x)
                 urgent = first + count == tiles and low.is_urgent(op.out)
                 chunk.lower(late, urgent)
-    _clear_padding(low, op)
+    clear_padding(low, op)
+
+
+def _drain_arguments(low: Lowering, op: Linear | Map, residual: Held | None) -> dict:
+    table = low.table(op.name, op.table) if op.function == Function.TABLE else None
+    shift = {"residual_shift": op.residual_shift} if residual is not None else {}
+    return {"residual": residual, "function": op.function, "table": table, **shift}
 
 
 class _Chunk:
@@ -230,38 +249,6 @@ class _Chunk:
             low.store(self.out, row, rows, word, tiles * low.config.words_per_tile)
 
 
-def _drain_arguments(low: Lowering, op: Linear | Map, residual: Held | None) -> dict:
-    table = low.table(op.name, op.table) if op.function == Function.TABLE else None
-    shift = {"residual_shift": op.residual_shift} if residual is not None else {}
-    return {"residual": residual, "function": op.function, "table": table, **shift}
-
-
-def _clear_padding(low: Lowering, op: Linear | Map) -> None:
-    """Multiply padding channels by 0 where a table has made something of their 0."""
-    out, config = low.tensor(op.out), low.config
-    real = out.channels % config.block
-    if op.function != Function.TABLE or not real or look_up(0, op.table) == 0:
-        return
-    word = low.words(out) - 1
-    data = np.zeros((config.lanes, config.block), np.int8)
-    data[:, :real] = 1
-    constant = low.constant(("padding", real), data.tobytes)
-    keep = low.temporary("padding", Space.ACTIVATION, 0, 1, 1)
-    low.load_constant(keep.place(0), 1, constant)
-    wide = int(out.bits == 16)
-    for row, rows in pieces(low.rows(out), low.rows(out) if op.out in low.streamed else 1):
-        held = low.read(op.out, row, rows, word, 1)
-        low.load(held, row, rows)
-        region = held.region(row, rows, word, 1)
-        place = held.place(row, word)
-        low.emit(
-            Opcode.ELEMENTWISE, (region, keep.region(0, 1, 0, 1)), (region,),
-            op=1, a_wide=wide, a=place, a_row_stride=held.stride, b=keep.place(0), row_tiles=rows,
-            words=1, a_multiplier=1, wide=wide, out=place, out_row_stride=held.stride,
-        )  # fmt: skip
-        low.store(held, row, rows, word, 1)
-
-
 # Products with the identity
 
 
@@ -284,6 +271,9 @@ def _identity_chunks(low: Lowering, tiles: int) -> list[tuple[int, int]]:
 
 
 def _lower_map(low: Lowering, op: Map) -> None:
+    if is_tiled_exactly(op, low.graph):
+        lower_map(low, op)
+        return
     config, out = low.config, low.tensor(op.out)
     tiles, width = low.column_tiles(out), config.words_per_tile
     low.layer(op.name)
@@ -308,7 +298,7 @@ def _lower_map(low: Lowering, op: Map) -> None:
                 a_column_stride=width, **_drain_arguments(low, op, residual),
             )  # fmt: skip
             low.store(target, row, rows, *words)
-    _clear_padding(low, op)
+    clear_padding(low, op)
 
 
 def _lower_softmax(low: Lowering, op: Softmax) -> None:
@@ -354,7 +344,7 @@ def _lower_softmax(low: Lowering, op: Softmax) -> None:
 def _vector_pieces(low: Lowering, names: list[str]) -> list[tuple[int, int]]:
     """Split rows so that the readers start early, and temporary buffers stay small."""
     rows = low.rows(low.tensor(names[0]))
-    most = rows if any(name in low.streamed for name in names) else low.tuning.pieces
+    most = rows if any(low.is_streamed(name) for name in names) else low.tuning.pieces
     return pieces(rows, max(most, ceil_div(rows, (1 << 12) - 1)))
 
 
@@ -418,6 +408,9 @@ def _lower_elementwise(low: Lowering, op: Elementwise) -> None:
 
 _LOWER = {
     Linear: _lower_linear,
+    Conv: lower_conv,
+    MaxPool: lower_max_pool,
+    Concat: lower_concat,
     Map: _lower_map,
     MatMul: lower_matmul,
     Attention: lower_attention,

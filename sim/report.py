@@ -14,6 +14,7 @@ from twillcore.image import Image
 from twillcore.isa import Engine, Instruction, Opcode
 from twillcore.result import Result
 from twillcore.sim.functional import decode_program
+from twillcore.sim.timing_gemm import tile_shape
 from twillcore.sim.transfer import run_bytes
 
 #: Whose instruction a cycle is put down to, if several run: the first of these.
@@ -39,7 +40,7 @@ class LayerTime:
     Attributes
     ----------
     cycles : all cycles put down to it; those of all layers add up to the run's
-    busy : cycles in which GEMM issued a beat
+    busy : cycles in which GEMM issued a beat, or read another half of a window for it
     lost : the other cycles, by :data:`LOSSES`
     bytes : moved over the memory port by its instructions, weights included
     useful_macs, lut_macs : of the DSP core and of the LUT core
@@ -86,14 +87,15 @@ def layer_times(image: Image, result: Result) -> list[LayerTime]:
     for engine, cause in zip((*PRIORITY, _NOBODY), LOSSES, strict=True):
         lost[cause] = np.bincount(layers[engines == engine], minlength=count)
     busy, lut_busy, traffic = (np.zeros(count, np.int64) for _ in range(3))
-    taps = {Engine.GEMM: 1, Engine.LUT: 1}  # of the core's window
+    windows: dict[Engine, Mapping[str, int]] = {Engine.GEMM: {}, Engine.LUT: {}}
     for layer, i in zip(image.instruction_layers, program, strict=False):
         if i.opcode in (Opcode.WINDOW, Opcode.LUT_WINDOW):
-            taps[i.engine] = i["taps"]
-        elif i.opcode == Opcode.GEMM:
-            busy[layer] += _beats(i, taps[Engine.GEMM])
-        elif i.opcode == Opcode.LUT_GEMM:
-            lut_busy[layer] += _beats(i, taps[Engine.LUT])
+            windows[i.engine] = i.operands
+        elif i.opcode in (Opcode.GEMM, Opcode.LUT_GEMM):
+            on_lut = i.engine is Engine.LUT
+            shape = tile_shape(i.operands, windows[i.engine], refusable=on_lut)
+            beats = i["row_tiles"] * i["column_tiles"] * shape.steps
+            (lut_busy if on_lut else busy)[layer] += beats
         elif i.opcode in (Opcode.LOAD, Opcode.STORE):
             traffic[layer] += run_bytes(i.operands, image.config) * i["runs"]
     lost["drain"] = lost["drain"] - busy
@@ -112,12 +114,6 @@ def layer_times(image: Image, result: Result) -> list[LayerTime]:
         )
         for n, layer in enumerate(image.layers)
     ]
-
-
-def _beats(gemm: Instruction, taps: int) -> int:
-    """Return the beats of a GEMM or LUT_GEMM; pooling reads its taps and then runs one beat."""
-    taps = taps if gemm["windowed"] and not gemm["pool"] else 1
-    return gemm["row_tiles"] * gemm["column_tiles"] * taps * gemm["blocks"] * gemm["beats"]
 
 
 def owners(

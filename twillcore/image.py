@@ -34,6 +34,9 @@ class Slot:
     entry per column of ``channels``: bias 0 where the boolean input is true, :data:`MASKED_BIAS`
     where it is false and beyond ``channels``; multiplier and shift as given in ``multiplier``,
     ``shift``). ``scale`` converts integers to real values: real = integer * scale.
+
+    Rows that are pixels can have a ``pitch``: then pixel x of line y, row ``y * width + x`` of the
+    tensor, stands in row ``y * pitch + x`` of the words, and rows between the lines are zero.
     """
 
     name: str
@@ -45,6 +48,15 @@ class Slot:
     scale: float = 1.0
     multiplier: int = 0
     shift: int = 0
+    width: int = 0
+    pitch: int = 0
+
+    @property
+    def word_rows(self) -> int:
+        """Rows of the words of one item, those between lines included."""
+        if not self.pitch:
+            return self.rows
+        return (self.rows // self.width - 1) * self.pitch + self.width
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -59,7 +71,8 @@ class Slot:
         """Bytes in DRAM."""
         if self.kind == "mask":
             return self.batch * self.padded_columns(config) * PARAMETER_BYTES
-        words = self.batch * -(-self.rows // config.lanes) * -(-self.channels // config.block)
+        tiles = -(-self.word_rows // config.lanes)
+        words = self.batch * tiles * -(-self.channels // config.block)
         return words * config.word_bytes * (2 if self.kind == "int16" else 1)
 
     def pack(self, array: NDArray, config: Config) -> bytes:
@@ -87,12 +100,21 @@ class Slot:
         limits = np.iinfo(dtype)
         if array.size and (array.min() < limits.min or array.max() > limits.max):
             raise ProgramError(f"{self.name}: values must fit in {self.kind}")
+        if self.pitch:
+            lines = array.reshape(self.batch, -1, self.width, self.channels)
+            gap = [(0, 0), (0, 0), (0, self.pitch - self.width), (0, 0)]
+            array = np.pad(lines, gap).reshape(self.batch, -1, self.channels)[:, : self.word_rows]
         return to_words(array, config).astype(dtype).tobytes()
 
     def unpack(self, data: bytes, config: Config) -> NDArray:
         """Return the tensor of :attr:`shape` that lies in ``data``; inverse of :meth:`pack`."""
         dtype = np.dtype("<i2" if self.kind == "int16" else "i1")
-        return from_words(np.frombuffer(data, dtype), self.shape, config)
+        shape = self.batch, self.word_rows, self.channels
+        array = from_words(np.frombuffer(data, dtype), shape, config)
+        if not self.pitch:
+            return array
+        pixel = np.arange(self.rows)
+        return array[:, pixel // self.width * self.pitch + pixel % self.width]
 
 
 def to_words(array: NDArray, config: Config) -> NDArray:

@@ -6,6 +6,7 @@ import pytest
 from matplotlib.axes import Axes
 
 from tests.agree.graphs import random_graph, random_inputs
+from tests.agree.maps import random_map_graph
 from tests.agree.programs import TINY, Program, random_program
 from twillcore.commands.report import RunReport
 from twillcore.compiler.pipeline import compile_graph
@@ -98,9 +99,9 @@ def two_cores():
     program.add(Opcode.GEMM, **shape, beats=2, windowed=1)  # 36 beats
     program.add(Opcode.LUT_WINDOW, taps=4, stride=1)
     program.add(Opcode.LUT_GEMM, **shape, beats=4, windowed=1)  # 32
-    program.add(Opcode.GEMM, **shape, beats=1, windowed=1, pool=1)  # 2
+    program.add(Opcode.GEMM, **shape, beats=1, windowed=1, pool=1)  # 18
     program.add(Opcode.LUT_GEMM, **shape, beats=3)  # 6
-    spans = [(0, 1), (1, 50), (0, 1), (1, 60), (70, 80), (60, 90)]
+    spans = [(0, 1), (1, 50), (0, 1), (1, 60), (70, 90), (60, 95)]
     layers = (
         Layer("a", macs=2000, useful_macs=800, lut_macs=500, lut_bits=4),
         Layer("b", macs=100, useful_macs=10, lut_macs=90, lut_bits=3),
@@ -111,7 +112,7 @@ def two_cores():
     idle = {"ending": 0, "empty": 0}
     result = Result(
         {}, "made up", 100, tuple(Span(n, *span) for n, span in enumerate(spans)),
-        {"gemm": {"busy": 38, "blocked": 62, **idle}, "lut": {"busy": 38, "blocked": 62, **idle}},
+        {"gemm": {"busy": 54, "blocked": 46, **idle}, "lut": {"busy": 38, "blocked": 62, **idle}},
         seconds=1.0,
     )  # fmt: skip
     return image, result
@@ -120,13 +121,28 @@ def two_cores():
 def test_cycles_of_two_cores(two_cores):
     image, result = two_cores
     a, b = layer_times(image, result)
-    assert (a.busy, b.busy) == (36, 2)
+    assert (a.busy, b.busy) == (36, 18)
     assert (a.lut_busy, b.lut_busy) == (32, 6)
     assert a.cycles + b.cycles == 100
     assert a.lost["lut"] == 10  # cycles 51 to 60
-    assert b.lost["lut"] == 20  # 61 to 70, 81 to 90
-    assert b.lost["drain"] == 8
+    assert b.lost["lut"] == 15  # 61 to 70, 91 to 95
+    assert b.lost["drain"] == 2
     assert a.lut_utilisation(image.config.bit_products) == 2000 / (61 * 4 * 8 * 8)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_beats_of_windows_are_those_that_the_cores_count(seed):
+    graph = random_map_graph(seed)
+    image = compile_graph(graph)
+    result = CycleEngine().run(image, random_inputs(graph, seed))
+    times = layer_times(image, result)
+    assert sum(layer.cycles for layer in times) == result.cycles
+    assert sum(layer.busy for layer in times) == result.counters["gemm"]["busy"]
+    assert sum(layer.lut_busy for layer in times) == result.counters["lut"]["busy"]
+    for layer in times:
+        assert min(layer.lost.values()) >= 0
+        assert layer.utilisation(image.config.multipliers) <= 1
+        assert layer.lut_work <= layer.lut_busy * image.config.bit_products
 
 
 def test_json_has_both_cores(two_cores):

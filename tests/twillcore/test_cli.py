@@ -1,18 +1,22 @@
 """The command line: what it prints, what it writes, and how it refuses."""
 
 import json
+import re
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image as Picture
 from torch import nn
 
+from tests.agree.maps import CNN
 from twillcore import cli
 from twillcore.cache import cached_file, content_key
 from twillcore.config import PRESETS, load_config
 from twillcore.image import Image
+from twillcore.models.digits import load_digits
 
 COMMANDS = [module.__name__.rpartition(".")[2] for module in cli.COMMANDS]
 
@@ -166,14 +170,11 @@ def test_gemm_json(call, engine):
         assert data["cycles"] is None
 
 
-BOTH_CORES = PRESETS["tiny"].replace(name="both", lut_columns=8, lut_weight_depth=512, tap_depth=64)
-
-
 @pytest.fixture
 def both_cores(tmp_path):
     """A file with a configuration that has a LUT core and windows."""
-    path = tmp_path / "both.toml"
-    path.write_text(BOTH_CORES.to_toml())
+    path = tmp_path / "cnn.toml"
+    path.write_text(CNN.to_toml())
     return path
 
 
@@ -226,23 +227,71 @@ def test_convolutions_are_exact_on_the_cycle_engine(call, both_cores, sizes, opt
     assert data["lut"]["busy"] + sum(data["lut"]["stalls"].values()) == data["cycles"]
 
 
-def test_digits_keep_their_accuracy(call, both_cores, tmp_path):
+@pytest.mark.slow
+def test_digits_keep_their_accuracy(call, tmp_path):
     """8-bit within 0.5 % of fp32, on the whole test set."""
-    logits, policy = tmp_path / "logits.npy", tmp_path / "policy.toml"
-    options = ("--config", both_cores, "--out", logits, "--json")
+    wide = CNN.replace(name="wide", lanes=16, dsp_columns=16, lut_columns=16, operand_depth=0)
+    path = tmp_path / "wide.toml"
+    path.write_text(wide.to_toml())
     code, out, _ = call(
-        "run", "digits-cnn", "--count", 450, "--engine", "functional", "--save-policy", policy,
-        *options,
-    )  # fmt: skip
+        "run", "digits-cnn", "--count", 450, "--engine", "functional", "--config", path, "--json"
+    )
     assert code == 0
     data = json.loads(out)
     assert data["bit_exact"]
     assert data["accuracy_fp32"] >= 0.99
     assert data["accuracy"] >= data["accuracy_fp32"] - 0.005
-    assert np.load(logits).shape == (450, 10)
-    assert np.load(logits).argmax(-1).tolist() == data["class"]
-    again = call("run", "digits-cnn", "--policy", policy, "--engine", "cycle", *options)
-    assert json.loads(again[1])["class"] == data["class"][:1]
+
+
+def test_images_run_by_a_policy(call, both_cores, tmp_path):
+    logits, policy, program = (tmp_path / name for name in ("l.npy", "policy.toml", "p.twill"))
+    options = ("--config", both_cores, "--count", 2, "--seed", 7, "--json")
+    code, out, _ = call(
+        "run", "digits-cnn", *options, "--engine", "reference", "--lut-bits", 5, "--out", logits,
+        "--save-policy", policy, "--save", program,
+    )  # fmt: skip
+    assert code == 0
+    data = json.loads(out)
+    assert data["images"] == ["test image 7", "test image 8"]
+    assert np.load(logits).argmax(-1).tolist() == data["class"] == data["label"]
+    assert min(data["cosine"]) > 0.95
+    pattern = r'("basic.conv1" .*)lut_bits = 5'
+    edited, count = re.subn(pattern, r"\1lut_bits = 6, lut_share = 0.5", policy.read_text())
+    assert count == 1
+    policy.write_text(edited)
+    again = tmp_path / "again.npy"
+    code, out, _ = call(
+        "run", "digits-cnn", *options, "--engine", "functional", "--policy", policy, "--out", again
+    )
+    assert code == 0
+    data = json.loads(out)
+    assert data["bit_exact"]
+    assert data["policy"] == str(policy)
+    assert not np.array_equal(np.load(again), np.load(logits))
+    layers = {layer["name"]: layer for layer in json.loads(call("inspect", program, "--json")[1])[
+        "layers"]}  # fmt: skip
+    assert layers["inverted.conv.1.0"]["lut_macs"] == 0  # depthwise
+    assert {layer["lut_bits"] for layer in layers.values() if layer["lut_macs"]} <= {5, 8}
+    assert sum(layer["lut_macs"] for layer in layers.values()) > 0
+
+
+def test_an_image_file_is_classified(call, both_cores, tmp_path):
+    digits = load_digits()
+    files = []
+    for number in (0, 1):
+        pixels = ((digits.test[number].numpy() + 1) * 127.5).round().astype(np.uint8)
+        files.append(tmp_path / f"{number}.png")
+        Picture.fromarray(pixels).save(files[-1])
+    options = ("--config", both_cores, "--engine", "reference")
+    images = [argument for file in files for argument in ("--image", file)]
+    code, out, _ = call("run", "digits-cnn", *images, *options, "--json")
+    assert code == 0
+    assert json.loads(out)["class"] == digits.test_labels[:2].tolist()
+    code, out, _ = call("run", "digits-cnn", "--image", files[0], *options)
+    assert "Classes and cosine of the logits" in out
+    code, _, err = call("run", "digits-cnn", "--image", files[0], "--seed", 1, *options)
+    assert code == 1
+    assert "--seed and --count are for images without --image" in err
 
 
 @pytest.mark.verilator
@@ -259,6 +308,39 @@ def test_gemm_in_rtl_with_a_waveform(call, tmp_path):
     for key in ("cycles", "stalls", "busy", "bytes_read", "bytes_written", "layers"):
         assert rtl[key] == cycle[key]
     assert rtl["bit_exact"]
+
+
+@pytest.mark.verilator
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("gemm", 9, 40, 24, "--core", "lut", "--weight-bits", 3),
+        ("gemm", 17, 64, 48, "--core", "both", "--sparsity", "4:8"),
+        ("conv", 9, 8, 16, 24, 3, "--padding", 1, "--core", "both", "--weight-bits", 2),
+        ("conv", 6, 7, 12, 16, 3, "--stride", 2, "--core", "lut", "--weight-bits", 5),
+    ],
+)
+def test_layers_in_rtl_are_as_the_cycle_engine_says(call, both_cores, arguments):
+    rtl, cycle = (
+        json.loads(call(*arguments, "--config", both_cores, "--engine", engine, "--json")[1])
+        for engine in ("rtl", "cycle")
+    )
+    assert rtl["bit_exact"]
+    for key in ("cycles", "stalls", "busy", "lut", "bytes_read", "bytes_written", "layers"):
+        assert rtl[key] == cycle[key]
+
+
+@pytest.mark.verilator
+def test_digits_in_rtl(call, both_cores):
+    options = ("--config", both_cores, "--lut-bits", 6, "--json")
+    code, out, _ = call("run", "digits-cnn", "--count", 2, "--engine", "rtl", *options)
+    assert code == 0
+    data = json.loads(out)
+    assert data["bit_exact"]
+    assert data["class"] == data["label"]
+    cycle = json.loads(call("run", "digits-cnn", "--engine", "cycle", *options)[1])
+    assert data["cycles"] == 2 * cycle["cycles"]
+    assert data["layers"] == cycle["layers"]
 
 
 def test_gemm_for_people(call):

@@ -84,7 +84,7 @@ def _layers(image: Image, result: Result) -> Table:
             groups.setdefault(re.sub(r"\.\d+\.", ".*.", layer.name), []).append(layer)
     table = Table("layers", title="Cycles by layer (--json has each)", title_justify="left")
     config = image.config
-    lut = ("LUT core",) if config.lut_columns else ()
+    lut = ("LUT core",) if any(layer.lut_macs for layer in image.layers) else ()
     for name in ("", "cycles", "share", "DSP core" if lut else "utilisation", *lut):
         table.add_column(name, justify="right")
     for name, layers in groups.items():
@@ -110,7 +110,7 @@ def _where(data: Mapping, config: Config) -> Table:
     meanings["blocked"] = "waited for the drain"
     cores = {"cycles": _causes(data, data["useful_macs"] / config.multipliers)}
     title = "The GEMM core's cycles"
-    if "lut" in data:
+    if "lut" in data and data["lut"]["macs"]:
         work = data["lut"]["bit_products"] / config.bit_products
         cores = {"DSP core": cores["cycles"], "LUT core": _causes(data["lut"], work)}
         title = "The cores' cycles"
@@ -142,7 +142,7 @@ def _summary(data: Mapping, runs: int) -> Table:
         rate = data["simulated_cycles_per_second"] / 1e6
         table.add_row("cycles", f"[bold]{data['cycles']:,}[/]{each}")
         use = f"[bold]{data['utilisation']:.1%}[/] of the multipliers"
-        if "lut" in data:
+        if "lut" in data and data["lut"]["macs"]:
             use += f", [bold]{data['lut']['utilisation']:.1%}[/] of the LUT core"
         table.add_row("utilisation", use)
         table.add_row("simulated in", f"{data['seconds']:.2f} s, {rate:.2f} Mcycle/s")

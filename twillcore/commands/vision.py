@@ -149,29 +149,35 @@ def run_images(
     found = np.concatenate(logits)
     with working("computing fp32 with PyTorch"), torch.no_grad():
         fp32 = np.concatenate([module(image).numpy() for image in inputs.images])
+        policy.enforce(module)
+        pruned = np.concatenate([module(image).numpy() for image in inputs.images])
     if out is not None:
         write_array(out, found)
-    figures = compare(found, fp32, inputs.labels)
-    report.show(
-        as_json, *_tables(inputs, figures), network=name, sparsity=sparsity, lut_bits=lut_bits,
-        policy=str(policy_file) if policy_file else "default", images=inputs.names, **figures,
-    )  # fmt: skip
+    figures = compare(found, fp32, pruned, inputs.labels)
+    figures |= {"network": name, "policy": str(policy_file or "default"), "images": inputs.names}
+    if policy_file is None:
+        figures |= {"sparsity": sparsity, "lut_bits": lut_bits}
+    report.show(as_json, *_tables(inputs, figures), **figures)
 
 
 def compare(
-    found: NDArray, fp32: NDArray, labels: Sequence[int] | None = None
+    found: NDArray, fp32: NDArray, pruned: NDArray, labels: Sequence[int] | None = None
 ) -> dict[str, object]:
-    """Return classes and cosines of logits (n, classes), and the accuracy if labels are known."""
-    top, top_fp32 = found.argmax(-1), fp32.argmax(-1)
+    """Return classes and cosines of logits (n, classes), and the accuracy if labels are known.
+
+    ``pruned`` are fp32, too, with the weights that the policy leaves.
+    """
     figures: dict[str, object] = {
-        "class": top.tolist(),
-        "class_fp32": top_fp32.tolist(),
+        "class": found.argmax(-1).tolist(),
+        "class_fp32": fp32.argmax(-1).tolist(),
         "cosine": cosines(found, fp32),
+        "cosine_pruned_fp32": cosines(pruned, fp32),
+        "cosine_same_weights": cosines(found, pruned),
     }
     if labels is not None:
         figures["label"] = list(labels)
-        figures["accuracy"] = float((top == labels).mean())
-        figures["accuracy_fp32"] = float((top_fp32 == labels).mean())
+        for name, logits in (("", found), ("_fp32", fp32), ("_pruned_fp32", pruned)):
+            figures[f"accuracy{name}"] = float((logits.argmax(-1) == labels).mean())
     return figures
 
 
@@ -181,18 +187,23 @@ def _tables(inputs: Inputs, figures: Mapping) -> list[Table]:
         headings = {"class": "class", "class_fp32": "in fp32", "label": "label"}
         columns = {name: heading for name, heading in headings.items() if name in figures}
         table = Table("image", title="Classes and cosine of the logits", title_justify="left")
-        for heading in (*columns.values(), "cosine to fp32"):
+        for heading in (*columns.values(), "to fp32", "to fp32, pruned"):
             table.add_column(heading, justify="right")
-        values = (figures[name] for name in columns)
-        for image, cosine, *classes in zip(inputs.names, figures["cosine"], *values, strict=True):
-            table.add_row(image, *map(str, classes), f"{cosine:.4f}")
+        values = [figures[name] for name in (*columns, "cosine", "cosine_same_weights")]
+        for image, *classes, cosine, same_weights in zip(inputs.names, *values, strict=True):
+            table.add_row(image, *map(str, classes), f"{cosine:.4f}", f"{same_weights:.4f}")
         tables.append(table)
     table = Table.grid(padding=(0, 2))
     same = sum(a == b for a, b in zip(figures["class"], figures["class_fp32"], strict=True))
     table.add_row("classes as in fp32", f"{same} of {len(inputs.images)}")
-    table.add_row("mean cosine to fp32", f"{np.mean(figures['cosine']):.4f}")
+    means = (np.mean(figures[name]) for name in ("cosine", "cosine_same_weights"))
+    table.add_row(
+        "mean cosine", "to fp32 {:.4f}, to fp32 with pruned weights {:.4f}".format(*means)
+    )
     if "accuracy" in figures:
         table.add_row(
-            "accuracy", f"[bold]{figures['accuracy']:.2%}[/], fp32 {figures['accuracy_fp32']:.2%}"
+            "accuracy",
+            f"[bold]{figures['accuracy']:.2%}[/], fp32 {figures['accuracy_fp32']:.2%},"
+            f" with pruned weights {figures['accuracy_pruned_fp32']:.2%}",
         )
     return [*tables, table]

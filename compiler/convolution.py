@@ -1,0 +1,795 @@
+"""Convolutions, pooling, and linear layers of feature maps or of two cores, as GEMMs.
+
+A map stands in memory as :mod:`twillcore.compiler.pitches` says, its channel blocks next to each
+other in a row tile, without filling up to whole column tiles. A layer becomes *runs* of column
+tiles: a run is what one instruction can compute, tiles of as many words, each reading as many
+blocks, ``a_step`` words on from tile to tile.
+
+* Dense: every column tile reads all blocks. The last tile may have fewer words.
+* Groups of whole blocks: a tile reads the blocks of its group.
+* Groups of channels in a block, as many outputs as inputs (depthwise: one of each): a tile of n
+  words reads the n words of the same channels; what is outside an output's group is 0, and of N
+  channels per group only N beats remain. So depthwise convolution is 1:B sparsity.
+* Other groups are dense, with zeros.
+* Pooling: tiles of one word, and the identity as weights.
+
+Outputs of the LUT core are runs of their own. In program order both cores progress evenly through
+a layer, so that neither queue runs empty and they share the buffers of a band.
+
+Maps that live in DRAM are processed in *bands* of output lines, with the input lines around them.
+A band begins with a row tile. Either all bands pass the weights by, or all weights pass the bands
+by; where the weights of a layer fit in their memory, they are loaded once.
+
+If two column tiles of weights do not fit, they come in parts of the input blocks: each row tile
+passes all parts, and the sums wait in the accumulators. So the parts of the next column tile can
+arrive while the last row tile consumes these. If not even one column tile fits, row tiles pass the
+parts to and fro, so that only some of them have to come again. That needs instructions of single
+row tiles, so lines that divide a row tile; other maps wait for their weights.
+"""
+
+import dataclasses
+import heapq
+import itertools
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from twillcore.compiler.drain import clear_padding
+from twillcore.compiler.errors import CompileError
+from twillcore.compiler.graph import Concat, Conv, Linear, Map, MaxPool, Op, Tensor
+from twillcore.compiler.lowering import Held, Lowering, ceil_div, parameter_entries, pieces
+from twillcore.compiler.sparsify import beats_per_block
+from twillcore.compiler.steps import TABLE_UNITS, Buffer, Place, Region, Space
+from twillcore.config import Config
+from twillcore.isa import PARAMETER_BYTES, TAP, Function, Opcode
+from twillcore.numerics import look_up, narrow
+from twillcore.weights import encode_planes, encode_rows, smallest_format
+
+MOST_TAPS = (1 << 8) - 1
+MOST_ROW_TILES = (1 << 12) - 1
+PART_SHARE = 1 / 8  #: of the weight memory, for a part of a column tile that does not fit twice
+
+
+# Column tiles
+
+
+@dataclass(frozen=True)
+class Core:
+    """One of the two GEMM engines."""
+
+    gemm: Opcode
+    window: Opcode
+    columns: int
+    space: Space
+    depth: int
+
+
+def cores(config: Config) -> tuple[Core, Core]:
+    """Return the DSP core and the LUT core."""
+    return (
+        Core(Opcode.GEMM, Opcode.WINDOW, config.dsp_columns, Space.WEIGHT, config.weight_depth),
+        Core(Opcode.LUT_GEMM, Opcode.LUT_WINDOW, config.lut_columns, Space.LUT_WEIGHT,
+             config.lut_weight_depth),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """Column tiles that one instruction can compute.
+
+    ``word`` is the first output word, ``words`` those of a tile; ``a_word`` the first input word,
+    ``a_step`` the words from tile to tile. ``values`` are the weights, (tiles, words * block, taps,
+    blocks * block).
+    """
+
+    core: Core
+    word: int
+    tiles: int
+    words: int
+    a_word: int
+    a_step: int
+    blocks: int
+    beats: int
+    values: NDArray[np.int8]
+    pool: bool = False
+
+    @property
+    def block_rows(self) -> int:
+        """Weight rows of a column tile per input block."""
+        return self.values.shape[2] * self.beats
+
+    @property
+    def tile_rows(self) -> int:
+        """Weight rows of a column tile."""
+        return self.block_rows * self.blocks
+
+    def cut(self, first: int, count: int) -> "Run":
+        """Return some of the tiles."""
+        return dataclasses.replace(
+            self,
+            word=self.word + first * self.words,
+            a_word=self.a_word + first * self.a_step,
+            tiles=count,
+            values=self.values[first : first + count],
+        )
+
+
+def _padded(weight: NDArray[np.int8], block: int) -> NDArray[np.int8]:
+    """Return (N, taps, C) with N and C filled up to whole blocks."""
+    gaps = [(0, -weight.shape[0] % block), (0, 0), (0, -weight.shape[2] % block)]
+    return np.pad(weight, gaps)
+
+
+def _dense(core: Core, weight: NDArray[np.int8], word: int, a_word: int, config: Config,
+           bits: int) -> Iterator[Run]:  # fmt: skip
+    """Yield runs of (N, taps, C) weights: whole column tiles, and the rest."""
+    block = config.block
+    weight = _padded(weight, block)
+    full = core.columns // block
+    blocks = weight.shape[2] // block
+    done, total = 0, len(weight) // block
+    while done < total:
+        words = min(full, total - done)
+        tiles = (total - done) // words
+        part = weight[done * block : (done + tiles * words) * block]
+        beats = bits or beats_per_block(part.reshape(-1, part.shape[2]), block)
+        values = part.reshape(tiles, words * block, *part.shape[1:])
+        yield Run(core, word + done, tiles, words, a_word, 0, blocks, beats, values)
+        done += tiles * words
+
+
+def _diagonal(core: Core, weight: NDArray[np.int8], word: int, group: int, config: Config,
+              bits: int) -> Iterator[Run]:  # fmt: skip
+    """Yield runs of (N, taps, group) weights: output n reads channels of its group of ``group``."""
+    block, taps = config.block, weight.shape[1]
+    weight = np.pad(weight, [(0, -len(weight) % block), (0, 0), (0, 0)])
+    n = np.arange(len(weight))
+    full = core.columns // block
+    done, total = 0, len(weight) // block
+    while done < total:
+        words = min(full, total - done)
+        tiles = (total - done) // words
+        part = slice(done * block, (done + tiles * words) * block)
+        values = np.zeros((tiles * words * block, taps, words * block), np.int8)
+        channel = (n[part] - done * block) % (words * block) // group * group
+        for k in range(group):
+            values[np.arange(len(values)), :, channel + k] = weight[part, :, k]
+        beats = bits or beats_per_block(values.reshape(-1, words * block), block)
+        values = values.reshape(tiles, words * block, taps, -1)
+        yield Run(core, word + done, tiles, words, word + done, words, words, beats, values)
+        done += tiles * words
+
+
+def _joined(runs: list[Run]) -> list[Run]:
+    """Join runs of one tile that follow each other evenly."""
+    joined: list[Run] = []
+    for run in runs:
+        last = joined[-1] if joined else None
+        if last is not None and run.tiles == 1 and run.word == last.word + last.tiles * last.words:
+            step = run.a_word - (last.a_word + (last.tiles - 1) * last.a_step)
+            same = (run.words, run.blocks, run.beats) == (last.words, last.blocks, last.beats)
+            if same and step >= 0 and (last.tiles == 1 or step == last.a_step):
+                joined[-1] = dataclasses.replace(
+                    last, tiles=last.tiles + 1, a_step=step,
+                    values=np.concatenate([last.values, run.values]),
+                )  # fmt: skip
+                continue
+        joined.append(run)
+    return joined
+
+
+def layer_runs(op: Conv | Linear, config: Config) -> list[Run]:
+    """Return the column tiles of a layer on both cores.
+
+    Raises
+    ------
+    CompileError
+        If the LUT core's channels cannot be separated from the others, or there is no LUT core.
+    """
+    block, n = config.block, len(op.weight)
+    weight = op.weight.reshape(n, -1, op.weight.shape[-1])  # (N, taps, C / groups)
+    groups = getattr(op, "groups", 1)
+    if op.lut_channels and not config.lut_columns:
+        raise CompileError(f"{op.name}: configuration {config.name!r} has no LUT core")
+    first = n - op.lut_channels
+    if op.lut_channels and first % block:
+        raise CompileError(
+            f"{op.name}: the {first} outputs of the DSP core must be a multiple of {block}:"
+            f" lut_channels may be {n - first // block * block} or {n}"
+        )
+    inputs, outputs = weight.shape[2], n // groups
+    runs: list[Run] = []
+    for core, low, high in zip(cores(config), (0, first), (first, n), strict=True):
+        if low == high:
+            continue
+        bits = op.lut_bits if core.gemm == Opcode.LUT_GEMM else 0
+        part, word = weight[low:high], low // block
+        if groups == 1:
+            runs += _dense(core, part, word, 0, config, bits)
+        elif inputs == outputs and block % inputs == 0:
+            runs += _diagonal(core, part, word, inputs, config, bits)
+        elif inputs % block == 0 and outputs % block == 0:
+            mine = []
+            for group in range(groups):
+                start, end = max(low, group * outputs), min(high, (group + 1) * outputs)
+                if start < end:
+                    mine += _dense(core, weight[start:end], start // block,
+                                   group * inputs // block, config, bits)  # fmt: skip
+            runs += _joined(mine)
+        else:
+            dense = np.zeros((high - low, weight.shape[1], inputs * groups), np.int8)
+            for i in range(high - low):
+                at = (low + i) // outputs * inputs
+                dense[i, :, at : at + inputs] = part[i]
+            runs += _dense(core, dense, word, 0, config, bits)
+    return runs
+
+
+def identity_runs(channels: int, config: Config, word: int = 0) -> list[Run]:
+    """Return column tiles of the DSP core that pass every channel to itself.
+
+    ``word`` is the first output word; input words start at 0.
+    """
+    weight = np.ones((channels, 1, 1), np.int8)
+    runs = _diagonal(cores(config)[0], weight, 0, 1, config, 0)
+    return [dataclasses.replace(run, word=word + run.word) for run in runs]
+
+
+def pool_run(channels: int, config: Config) -> list[Run]:
+    """Return the column tiles of max pooling."""
+    words = ceil_div(channels, config.block)
+    eye = np.eye(config.block, dtype=np.int8)[None, :, None]
+    values = np.repeat(eye, words, axis=0)
+    return [Run(cores(config)[0], 0, words, 1, 0, 1, 1, 1, values, pool=True)]
+
+
+# Geometry
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Where the taps of a layer look, in pixels and row tiles.
+
+    Output row tile t starts at input row tile ``t * tile_step + t // line_tiles * line_step``
+    (without the second term if ``line_tiles`` is 0); the second half of its lanes ``second`` pixels
+    further on (stride 2).
+    """
+
+    taps: tuple[tuple[int, int], ...]  # (dy, dx)
+    stride: int
+    width: int
+    height: int
+    in_pitch: int
+    pitch: int
+    out_width: int
+    out_height: int
+    tile_step: int
+    line_tiles: int
+    line_step: int
+    second: int
+
+    def input_tile(self, tile: int) -> int:
+        """Return the input row tile where an output row tile starts."""
+        lines = tile // self.line_tiles if self.line_tiles else 0
+        return tile * self.tile_step + lines * self.line_step
+
+    def entries(self, lanes: int, row_words: int) -> NDArray[np.uint64]:
+        """Return the entries of the tap memory; row tiles of the input are ``row_words`` apart."""
+        entries = []
+        for dy, dx in self.taps:
+            first = dy * self.in_pitch + dx
+            second = first + self.second
+            values = (
+                first // lanes * row_words, first % lanes, dx, dy,
+                second // lanes * row_words, second % lanes,
+            )  # fmt: skip
+            word, offset = 0, 0
+            for part, value in zip(TAP, values, strict=True):
+                if not part.low <= value <= part.high:
+                    raise CompileError(f"tap {part.name} must be {part.low}..{part.high}: {value}")
+                word |= (value & (1 << part.bits) - 1) << offset
+                offset += part.bits
+            entries.append(word)
+        return np.array(entries, np.uint64)
+
+
+def geometry(low: Lowering, op: Conv | MaxPool) -> Geometry | None:
+    """Return the geometry of a layer; None if each pixel needs just itself.
+
+    Raises
+    ------
+    CompileError
+        If there are too many taps, or no windows in the configuration, or the stride is above 2.
+    """
+    x, out = low.tensor(op.x), low.tensor(op.out)
+    lanes = low.config.lanes
+    kernel = op.weight.shape[1:3] if isinstance(op, Conv) else op.kernel
+    taps = tuple(
+        (i * op.dilation - op.padding[0], j * op.dilation - op.padding[1])
+        for i, j in itertools.product(*map(range, kernel))
+    )
+    if taps == ((0, 0),) and op.stride == 1 and x.grid == out.grid and isinstance(op, Conv):
+        return None
+    if op.stride not in (1, 2):
+        raise CompileError(f"{op.name}: windows have a stride of 1 or 2, not {op.stride}")
+    if not low.config.tap_depth:
+        raise CompileError(
+            f"{op.name}: configuration {low.config.name!r} has no windows, which a convolution"
+            " needs: set tap_depth"
+        )
+    if len(taps) > min(MOST_TAPS, low.config.tap_depth):
+        raise CompileError(
+            f"{op.name}: {len(taps)} taps, more than {min(MOST_TAPS, low.config.tap_depth)};"
+            " use several smaller kernels" if len(taps) > MOST_TAPS else
+            f"{op.name}: {len(taps)} taps, more than tap_depth={low.config.tap_depth}; raise it"
+        )  # fmt: skip
+    (height, width), (out_height, out_width) = x.grid, out.grid
+    pitch, in_pitch = low.pitch(out), low.pitch(x)
+    if out_height == 1:  # any pitch that a line fits in; what is behind it is junk
+        pitch = max(in_pitch, out_width) if op.stride == 1 else ceil_div(out_width, lanes) * lanes
+    elif height == 1:
+        in_pitch = pitch
+    tile_step, line_tiles, line_step, second = 1, 0, 0, 0
+    if op.stride == 2:
+        tile_step, second = 2, lanes
+        if out_height > 1 and pitch != in_pitch:
+            if pitch == lanes // 2:
+                tile_step, second = 4 * in_pitch // lanes, 2 * in_pitch
+            else:
+                line_tiles = pitch // lanes
+                line_step = 2 * in_pitch // lanes - 2 * line_tiles
+    return Geometry(
+        taps, op.stride, width, height, in_pitch, pitch, out_width, out_height,
+        tile_step, line_tiles, line_step, second,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Band:
+    """Output row tiles that one instruction computes, and what they need of the input.
+
+    ``row`` and ``rows`` are of the output; ``in_row`` and ``in_rows`` are what is read of the
+    input, ``a_row`` is where its first tap (0, 0) is. ``y`` is the input line of the first output
+    line for that tap, ``height`` the lines below which is padding.
+    """
+
+    row: int
+    rows: int
+    in_row: int
+    in_rows: int
+    a_row: int
+    y: int = 0
+    height: int = 0
+
+
+@dataclass(frozen=True)
+class _Limits:
+    """Most row tiles of a band, of the input and of the output, and the fewest bands."""
+
+    inputs: int
+    outputs: int
+    bands: int
+
+
+def row_bands(rows: int, limits: _Limits) -> list[Band]:
+    """Split the row tiles of a layer without windows."""
+    most = min(limits.inputs, limits.outputs, MOST_ROW_TILES)
+    count = max(ceil_div(rows, max(most, 1)), limits.bands)
+    return [Band(row, n, row, n, row) for row, n in pieces(rows, count)]
+
+
+def window_bands(g: Geometry, lanes: int, limits: _Limits, batch: int, in_rows: int,
+                 out_rows: int) -> list[Band]:  # fmt: skip
+    """Split the output lines of every item; items are ``in_rows`` and ``out_rows`` row tiles."""
+    unit = lanes // math.gcd(lanes, g.pitch)  # lines after which a row tile ends
+    units = ceil_div(g.out_height, unit)
+    below = max(dy for dy, _ in g.taps)
+    above = min(dy for dy, _ in g.taps)
+
+    def band(first: int, count: int) -> Band:
+        start, end = first * unit, min((first + count) * unit, g.out_height)
+        top = min(max(start * g.stride + above, 0), g.height - 1)
+        bottom = min(max((end - 1) * g.stride + below + 1, top + 1), g.height)
+        low = top * g.in_pitch // lanes
+        high = ceil_div((bottom - 1) * g.in_pitch + g.width, lanes)
+        row = start * g.pitch // lanes
+        last = end == g.out_height
+        pixels = (end - 1) * g.pitch + (g.out_width if last else g.pitch)
+        return Band(
+            row, ceil_div(pixels, lanes) - row, low, high - low, g.input_tile(row),
+            start * g.stride, bottom,
+        )  # fmt: skip
+
+    def fits(count: int) -> bool:
+        return all(
+            b.rows <= min(limits.outputs, MOST_ROW_TILES) and b.in_rows <= limits.inputs
+            for b in itertools.starmap(band, pieces(units, count))
+        )
+
+    count = next((n for n in range(1, units) if fits(n)), units)
+    if units > 1 and count == units and not fits(count) and band(0, 1).rows > MOST_ROW_TILES:
+        raise CompileError(f"a line of {g.pitch} pixels has too many row tiles")
+    count = max(count, min(limits.bands, units))
+    bands = list(itertools.starmap(band, pieces(units, count)))
+    return [
+        dataclasses.replace(
+            b, row=b.row + item * out_rows, in_row=b.in_row + item * in_rows,
+            a_row=b.a_row + item * in_rows,
+        )
+        for item in range(batch) for b in bands
+    ]  # fmt: skip
+
+
+# Steps
+
+
+class _Chunk:
+    """Column tiles whose weights are loaded together, in parts of K if they are too many."""
+
+    def __init__(self, layer: "_Layer", run: Run, parts: list[tuple[int, int]]) -> None:
+        self.layer, self.run, self.parts = layer, run, parts
+        self._places: dict[int, Place] = {}
+        self._parameters: Buffer | None = None
+        #: Whether all parts can stay for all row tiles: their rows and one part more fit.
+        largest = max(blocks for _, blocks in parts)
+        self.stays = (run.blocks + largest) * run.block_rows <= run.core.depth or len(parts) == 1
+
+    def weights(self, index: int) -> Place:
+        """Return where the weights of a part are; loads them."""
+        if index not in self._places:
+            self._places[index] = self.layer.load_weights(self.run, *self.parts[index])
+        return self._places[index]
+
+    def forget(self, order: list[int]) -> None:
+        """Forget the parts that cannot stay for the next row tile, those used first."""
+        if not self.stays:
+            largest = max(blocks for _, blocks in self.parts) * self.run.block_rows
+            most = self.run.core.depth // largest - 1  # and room for one that arrives
+            self._places = {index: self._places[index] for index in order[len(order) - most :]}
+
+    @property
+    def parameters(self) -> Place:
+        """Where the parameters of the columns are; loads them."""
+        if self._parameters is None:
+            self._parameters = self.layer.load_parameters(self.run)
+        return Place(self._parameters)
+
+
+class _Layer:
+    """One op on its way to steps."""
+
+    def __init__(self, low: Lowering, op: Op, g: Geometry | None, runs: list[Run],
+                 entries: NDArray[np.uint64], x: str, out: str) -> None:  # fmt: skip
+        self.low, self.op, self.g, self.runs, self.entries = low, op, g, runs, entries
+        self.x, self.out = x, out
+        self.residual: str | None = getattr(op, "residual", None)
+        self._held: dict[tuple, tuple[Held, Held, Held | None]] = {}
+        self._left: dict[tuple, int] = {}
+        self._taps: Buffer | None = None
+
+    def lower(self) -> None:
+        """Append all steps."""
+        mine = [
+            [chunk for run in self.runs if run.core == core for chunk in self._cut(run)]
+            for core in cores(self.low.config)
+        ]
+        mine = [chunks for chunks in mine if chunks]
+        fit = all(
+            sum(run.tile_rows * run.tiles for run in self.runs if run.core == core) <= core.depth
+            for core in cores(self.low.config)
+        )
+        bands = self._bands(fit)
+        passes = sum(map(len, mine))
+        by_bands = fit or self._reload_weights(bands) < self._reload_inputs(bands, passes)
+        by_bands &= not isinstance(self.op, Concat)  # each part stores its own words
+        work = [self._work(chunks, bands, by_bands, fit) for chunks in mine]
+        for band in bands:
+            self._left[band.row,] = passes
+        total = [sum(chunk.run.tiles * chunk.run.tile_rows for chunk in part) for part in mine]
+        queue = [(0.0, number) for number in range(len(work))]
+        while queue:  # the core that has done the smaller share of its work is next
+            share, number = heapq.heappop(queue)
+            rows = next(work[number], None)
+            if rows is not None:
+                heapq.heappush(queue, (share + rows / total[number], number))
+
+    # How the layer is divided
+
+    def _cut(self, run: Run) -> list[_Chunk]:
+        """Split a run so that the weights of two chunks fit, or those of a tile into parts."""
+        tuning, config, depth = self.low.tuning, self.low.config, run.core.depth
+        if run.tile_rows > depth // 2 and not run.pool:
+            single = self.g is None or config.lanes % self.g.pitch == 0 or (
+                self.low.rows_per_item(self.low.tensor(self.out)) == 1
+            )  # fmt: skip
+            if run.tile_rows > depth and not single:
+                raise CompileError(
+                    f"{self.op.name}: a column tile has {run.tile_rows} weight rows, more than"
+                    f" {depth}, and a row tile begins inside a line; raise"
+                    f" {'weight_depth' if run.core.space == Space.WEIGHT else 'lut_weight_depth'}"
+                )
+            parts = [(0, run.blocks)]
+            if single:
+                most = max(1, int(depth * PART_SHARE) // run.block_rows)
+                parts = pieces(run.blocks, ceil_div(run.blocks, most))
+            return [_Chunk(self, run.cut(tile, 1), parts) for tile in range(run.tiles)]
+        most = int(depth * tuning.chunk_share) // run.tile_rows
+        most = min(most, tuning.chunk_tiles,
+                   config.parameter_depth // 4 // (run.words * config.block))  # fmt: skip
+        first = [(0, 1)] if run.tiles > 1 and run is self.runs[0] else []
+        rest = run.tiles - len(first)
+        cuts = pieces(rest, ceil_div(rest, max(most, 1)))
+        cuts = first + [(len(first) + start, count) for start, count in cuts]
+        return [_Chunk(self, run.cut(*cut), [(0, run.blocks)]) for cut in cuts]
+
+    def _bands(self, fit: bool) -> list[Band]:
+        low, config = self.low, self.low.config
+        x, out = low.tensor(self.x), low.tensor(self.out)
+        limits = {"inputs": 1 << 16, "outputs": MOST_ROW_TILES}
+        streamed_residual = low.is_streamed(self.residual)
+        if low.is_streamed(self.x):
+            share = low.tuning.input_share * (2 / 3 if streamed_residual else 1)
+            limits["inputs"] = low.scratch(Space.ACTIVATION, share) // low.words(x)
+        for name in (self.out, self.residual):
+            if low.is_streamed(name):
+                space = Space.WIDE if low.tensor(name).bits == 16 else Space.ACTIVATION
+                limits["outputs"] = min(limits["outputs"], low.scratch(space) // low.words(out))
+        early = low.is_loaded(self.x) or low.is_stored(self.out)
+        bands = low.tuning.pieces if early and (fit or not low.is_streamed(self.x)) else 1
+        most = _Limits(**limits, bands=bands)
+        if self.g is None:
+            return row_bands(low.rows(out), most)
+        return window_bands(self.g, config.lanes, most, out.batch, low.rows_per_item(x),
+                            low.rows_per_item(out))  # fmt: skip
+
+    def _reload_weights(self, bands: list[Band]) -> int:
+        """Bytes of weights that come again if bands are the outer loop."""
+        rows = sum(run.tile_rows * run.tiles * run.core.columns for run in self.runs)
+        return rows * (len(bands) - 1)
+
+    def _reload_inputs(self, bands: list[Band], passes: int) -> int:
+        """Bytes of the input that come again if the weights are the outer loop."""
+        if not self.low.is_streamed(self.x):
+            return 0
+        rows = sum(band.in_rows for band in bands)
+        words = rows * self.low.words(self.low.tensor(self.x))
+        return words * self.low.config.word_bytes * (passes - 1)
+
+    # One core's instructions, in order
+
+    def _work(self, chunks: list[_Chunk], bands: list[Band], by_bands: bool, keep: bool
+              ) -> Iterator[int]:  # fmt: skip
+        """Append the steps of one core; yield the row tiles times weight rows of each."""
+        if not by_bands:
+            for chunk, band in itertools.product(chunks, bands):
+                yield from self._pass(chunk, band, (band.row, chunk))
+            return
+        for band in bands:
+            for chunk in chunks:
+                if not keep:
+                    chunk = _Chunk(self, chunk.run, chunk.parts)
+                yield from self._pass(chunk, band, (band.row,))
+
+    def _pass(self, chunk: _Chunk, band: Band, key: tuple) -> Iterator[int]:
+        """Append a chunk's instructions on a band. ``key`` tells who shares its buffers."""
+        low, run = self.low, chunk.run
+        alone = len(key) > 1  # the chunk's words only
+        word, words = run.word, run.tiles * run.words
+        part = (word, words) if alone else (0, None)
+        if key not in self._held:
+            self._held[key] = (
+                low.read(self.x, band.in_row, band.in_rows),
+                low.write(self.out, band.row, band.rows, *part),
+                low.read(self.residual, band.row, band.rows, *part) if self.residual else None,
+            )
+        x, out, residual = self._held[key]
+        low.load(x, band.in_row, band.in_rows)
+        if residual is not None:
+            low.load(residual, band.row, band.rows)
+        if len(chunk.parts) == 1:
+            yield self._gemm(chunk, 0, band, x, out, residual)
+        else:
+            order = list(range(len(chunk.parts)))
+            for tile in self._row_tiles(band):
+                for index in order:
+                    ends = index == order[0], index == order[-1]
+                    yield self._gemm(chunk, index, tile, x, out, residual, *ends)
+                chunk.forget(order)
+                order.reverse()  # what has been used last is still there
+        if alone:
+            low.store(out, band.row, band.rows, word, words)
+            return
+        self._left[key] -= 1
+        if not self._left[key]:
+            low.store(out, band.row, band.rows)
+
+    def _row_tiles(self, band: Band) -> Iterator[Band]:
+        """Yield bands of single row tiles."""
+        for tile in range(band.rows):
+            if self.g is None:
+                row = band.row + tile
+                yield Band(row, 1, row, 1, row)
+                continue
+            lines = self.low.config.lanes // self.g.pitch
+            yield dataclasses.replace(
+                band, row=band.row + tile, rows=1, a_row=band.a_row + self.g.input_tile(tile),
+                y=band.y + tile * lines * self.g.stride,
+            )  # fmt: skip
+
+    def _gemm(self, chunk: _Chunk, index: int, band: Band, x: Held, out: Held,
+              residual: Held | None, first: bool = True, last: bool = True) -> int:  # fmt: skip
+        """Append one instruction; return its row tiles times its weight rows."""
+        low, run, op = self.low, chunk.run, self.op
+        start, blocks = chunk.parts[index]
+        words = run.tiles * run.words
+        w = chunk.weights(index)
+        a_word = run.a_word + start
+        width = blocks + (run.tiles - 1) * run.a_step
+        rows = run.tiles * (1 if run.pool else blocks * run.block_rows)
+        reads = [
+            x.region(band.in_row, band.in_rows, a_word, width),
+            Region(w.buffer, w.offset, rows),
+        ]
+        writes, flags = [], {}
+        if self.g is not None:
+            taps = self._window(run, band, x)
+            reads.append(Region(taps, 0, taps.size))
+            flags |= {"windowed": 1, "pool": int(run.pool)}
+        if last:
+            parameters = chunk.parameters
+            reads.append(Region(parameters.buffer, 0, parameters.buffer.size))
+            writes.append(out.region(band.row, band.rows, run.word, words))
+            function = getattr(op, "function", Function.NONE)
+            flags |= {"parameter": parameters, "function": function}
+            if function == Function.TABLE:
+                reads.append(Region(low.table(op.name, op.table), 0, TABLE_UNITS))
+            if residual is not None:
+                reads.append(residual.region(band.row, band.rows, run.word, words))
+                flags |= {
+                    "residual": 1,
+                    "residual_address": residual.place(band.row, run.word),
+                    "residual_row_stride": residual.stride,
+                    "residual_shift": op.residual_shift,
+                    "residual_narrow": int(residual.buffer.space == Space.ACTIVATION),
+                }
+        full = run.words * low.config.block == run.core.columns
+        low.emit(
+            run.core.gemm, reads, writes,
+            a=x.place(band.a_row, a_word),
+            a_row_stride=x.stride * (self.g.tile_step if self.g else 1),
+            a_column_stride=run.a_step if run.tiles > 1 else 0,
+            row_tiles=band.rows, column_tiles=run.tiles, blocks=blocks, beats=run.beats,
+            w=w, accumulate=int(not first), hold=int(not last),
+            wide=int(out.buffer.space == Space.WIDE),
+            out=out.place(band.row, run.word), out_row_stride=out.stride,
+            words=0 if full else run.words, **flags,
+        )  # fmt: skip
+        return band.rows * rows
+
+    def _window(self, run: Run, band: Band, x: Held) -> Buffer:
+        """Set the window of the run's core; return where its taps are."""
+        low, g, lanes = self.low, self.g, self.low.config.lanes
+        if self._taps is None:
+            step = max(1, low.config.axi_bytes // PARAMETER_BYTES)  # entries of a beat
+            entries = g.entries(lanes, x.stride)
+            entries = np.pad(entries, (0, -len(entries) % step))
+            self._taps = low.parameters(f"{self.op.name}.taps", entries, (x.stride,), Space.TAP)
+        low.window(
+            run.core.window, self._taps,
+            taps=len(g.taps), stride=g.stride, width=g.width, height=band.height, pitch=g.pitch,
+            y=band.y, tile_x=g.stride * (lanes % g.pitch), tile_y=g.stride * (lanes // g.pitch),
+            tile_stride=x.stride, line_tiles=g.line_tiles, line_stride=g.line_step * x.stride,
+        )  # fmt: skip
+        return self._taps
+
+    # Constants
+
+    def load_weights(self, run: Run, start: int, blocks: int) -> Place:
+        """Load some input blocks of a run's weights into a new buffer."""
+        low, config, core = self.low, self.low.config, run.core
+        block = config.block
+        rows = run.tiles * (1 if run.pool else blocks * run.block_rows)
+        buffer = low.new(f"{self.op.name}.weight[{run.word}, {start}]", core.space, rows)
+
+        def columns() -> NDArray[np.int8]:
+            part = run.values[..., start * block : (start + blocks) * block]
+            gap = core.columns - part.shape[1]
+            part = np.pad(part, [(0, 0), (0, gap), (0, 0), (0, 0)])
+            return part.reshape(run.tiles * core.columns, -1)
+
+        key = "weights", self.op.name, core.space, run.word, run.tiles, start, blocks
+        if core.space == Space.LUT_WEIGHT:
+            constant = low.constant(
+                key, lambda: encode_planes(columns(), run.beats, config).tobytes()
+            )
+            low.load_constant(Place(buffer), rows, constant)
+        else:
+            form = smallest_format(run.beats, config)
+            constant = low.constant(key, lambda: encode_rows(columns(), run.beats, form, config))
+            low.load_constant(Place(buffer), rows, constant, form, run.beats)
+        return Place(buffer)
+
+    def load_parameters(self, run: Run) -> Buffer:
+        """Load the parameters of a run's columns into a new buffer."""
+        block = self.low.config.block
+        entries = self.entries[run.word * block : (run.word + run.tiles * run.words) * block]
+        return self.low.parameters(self.op.name, entries, (run.word, run.tiles))
+
+
+def _entries(low: Lowering, op: Conv | Linear | Map) -> tuple[NDArray[np.uint64], bool]:
+    """Return the parameters of all columns, and whether padding channels become 0."""
+    out, block = low.tensor(op.out), low.config.block
+    padding = -out.channels % block
+    fills = [0, 0, 0, 0]
+    zero = True
+    if op.function == Function.TABLE and padding:
+        fills[3] = 15  # what the table makes of 0 is small
+        value = look_up(0, op.table)
+        zero = int(narrow(value, 15) if out.bits == 8 else value) == 0
+    columns = (op.bias, op.multiplier, op.shift, op.narrow_shift)
+    padded = (
+        np.concatenate([values, np.full(padding, fill, np.int64)])
+        for values, fill in zip(columns, fills, strict=True)
+    )
+    return parameter_entries(*padded), zero
+
+
+def _finish(low: Lowering, op: Conv | Linear | Map, g: Geometry | None, runs: list[Run]) -> None:
+    entries, zero = _entries(low, op)
+    _Layer(low, op, g, runs, entries, op.x, op.out).lower()
+    if not zero:
+        clear_padding(low, op)
+
+
+def lower_conv(low: Lowering, op: Conv | Linear) -> None:
+    """Append the steps of a convolution, or of a linear layer whose outputs are tiled exactly."""
+    config, out = low.config, low.tensor(op.out)
+    per_output = op.weight[0].size
+    macs = out.batch * out.rows * per_output
+    lut = op.lut_channels * macs
+    dsp = (out.channels - op.lut_channels) * macs
+    each = op.weight.shape[-1]  # inputs of an output in one tap
+    kept = min(op.beats * ceil_div(each, config.block), each)
+    low.layer(op.name, dsp + lut, dsp * kept // each, lut, op.lut_bits)
+    largest = np.abs(op.weight.astype(np.int32)).reshape(len(op.weight), -1).sum(axis=1)
+    low.require_accumulator(op.name, int(largest.max(initial=0)) << 7)
+    g = geometry(low, op) if isinstance(op, Conv) else None
+    _finish(low, op, g, layer_runs(op, config))
+
+
+def lower_map(low: Lowering, op: Map) -> None:
+    """Append the steps of a Map whose outputs are tiled exactly."""
+    low.layer(op.name)
+    _finish(low, op, None, identity_runs(low.tensor(op.out).channels, low.config))
+
+
+def _plain_entries(tensor: Tensor, config: Config) -> NDArray[np.uint64]:
+    """Return parameters that leave values as they are."""
+    channels = ceil_div(tensor.channels, config.block) * config.block
+    return parameter_entries(np.zeros(channels, np.int64), 1, 0, 0)
+
+
+def lower_max_pool(low: Lowering, op: MaxPool) -> None:
+    """Append the steps of a max pooling."""
+    low.layer(op.name)
+    out = low.tensor(op.out)
+    runs = pool_run(out.channels, low.config)
+    _Layer(low, op, geometry(low, op), runs, _plain_entries(out, low.config), op.x, op.out).lower()
+
+
+def lower_concat(low: Lowering, op: Concat) -> None:
+    """Copy those parts into a concatenation that do not lie in it."""
+    low.layer(op.name)
+    word = 0
+    for name in op.parts:
+        part = low.tensor(name)
+        if not low.is_part_of(name, op.out):
+            entries = np.tile(_plain_entries(part, low.config), 1)
+            padding = np.zeros(word * low.config.block, np.uint64)
+            runs = identity_runs(part.channels, low.config, word)
+            entries = np.concatenate([padding, entries])
+            _Layer(low, op, None, runs, entries, name, op.out).lower()
+        word += low.words(part)

@@ -1,0 +1,209 @@
+"""Random quantised graphs of feature maps, from a seed: convolutions, pooling, concatenation."""
+
+import dataclasses
+import math
+
+import numpy as np
+
+from twillcore.compiler.graph import Concat, Conv, Graph, Linear, Map, MaxPool, Op, Tensor, reads
+from twillcore.config import PRESETS, Config
+from twillcore.isa import Function
+from twillcore.numerics import TABLE_ENTRIES
+from twillcore.sim.reference import run_op
+
+CNN = PRESETS["tiny"].replace(name="cnn", tap_depth=64, lut_columns=8, lut_weight_depth=256)
+
+
+def random_map_graph(
+    seed: int,
+    config: Config = CNN,
+    ops: int | None = None,
+    largest: int = 9,
+    channels: int = 20,
+    kinds: tuple[str, ...] = ("conv",) * 5 + ("depthwise", "grouped", "pool", "concat", "linear",
+                                              "map"),
+) -> Graph:  # fmt: skip
+    """Return a graph of about ``ops`` (1..5 if None) layers; maps are up to ``largest`` squared."""
+    builder = _Builder(np.random.default_rng((seed, 7)), config, largest, channels)
+    for _ in range(ops if ops is not None else builder.pick(1, 5)):
+        getattr(builder, str(builder.rng.choice(kinds)))()
+    return builder.graph(seed)
+
+
+class _Builder:
+    """A growing graph; ``values`` holds a sample of every tensor, which the scales follow."""
+
+    def __init__(self, rng, config: Config, largest: int, channels: int) -> None:
+        self.rng, self.config, self.largest, self.channels = rng, config, largest, channels
+        self.batch = int(rng.choice([1, 1, 2]))
+        self.tensors, self.values, self.ops, self.inputs = {}, {}, [], []
+        self.input((self.pick(1, largest), self.pick(1, largest)), self.pick(1, channels))
+
+    def pick(self, low: int, high: int) -> int:
+        return int(self.rng.integers(low, high + 1))
+
+    def coin(self, probability: float = 0.5) -> bool:
+        return bool(self.rng.random() < probability)
+
+    def tensor(self, grid, channels: int, bits: int = 8) -> str:
+        name = f"t{len(self.tensors)}"
+        self.tensors[name] = Tensor(name, self.batch, math.prod(grid), channels, bits, 1.0,
+                                    grid=grid)  # fmt: skip
+        return name
+
+    def input(self, grid, channels: int) -> str:
+        name = self.tensor(grid, channels)
+        self.inputs.append(name)
+        self.values[name] = self.rng.integers(-128, 128, self.tensors[name].shape)
+        return name
+
+    def find(self, grid=None, channels=None, bits=(8,)) -> str | None:
+        fitting = [
+            t.name
+            for t in self.tensors.values()
+            if t.grid
+            and t.bits in bits
+            and grid in (None, t.grid)
+            and channels in (None, t.channels)
+        ]
+        if not fitting:
+            return None
+        return fitting[-1] if self.coin(0.7) else str(self.rng.choice(fitting))
+
+    def add(self, op: Op) -> None:
+        self.ops.append(op)
+        graph = Graph(self.config, self.tensors, (), (), ())
+        self.values.update(run_op(graph, op, {name: self.values[name] for name in reads(op)}))
+
+    def window(self, x: str):
+        """Return kernel, stride, padding and dilation that fit a map, and the output's grid."""
+        for _ in range(100):
+            kernel = self.pick(1, 4), self.pick(1, 4)
+            if self.coin(0.4):
+                kernel = 3, 3
+            stride = int(self.rng.choice([1, 1, 1, 2, 2]))
+            dilation = self.pick(1, 2)
+            padding = tuple(self.pick(0, (k - 1) * dilation // 2 + 1) for k in kernel)
+            spans = [(k - 1) * dilation + 1 for k in kernel]
+            sizes = zip(self.tensors[x].grid, padding, spans, strict=True)
+            grid = tuple((n + 2 * p - span) // stride + 1 - self.coin(0.1) for n, p, span in sizes)
+            if min(grid) >= 1:
+                return kernel, stride, padding, dilation, grid
+        return (1, 1), 1, (0, 0), 1, self.tensors[x].grid
+
+    def drain(self, n: int, grid, spread: float) -> dict:
+        """Return what Conv, Linear and Map share."""
+        function = Function(self.pick(0, 2 if self.config.function_table else 1))
+        bits = 16 if self.config.wide_depth and self.coin(0.15) else 8
+        table = None
+        if function == Function.TABLE:
+            table = np.clip(self.rng.integers(-200, 200, TABLE_ENTRIES).cumsum(), -32768, 32767)
+        multiplier = self.rng.integers(1 << 13, 1 << 15, n)
+        target = 700.0 if function == Function.TABLE or bits == 8 else 4000.0
+        shift = min(max(round(math.log2((1 << 14) * max(spread, 1) / target)), 0), 40)
+        wanted = (8, 16) if self.config.wide_depth else (8,)
+        residual = self.find(grid, n, wanted) if self.coin(0.4) else None
+        return {
+            "out": self.tensor(grid, n, bits),
+            "bias": self.rng.integers(-int(spread) - 1, int(spread) + 2, n) // 4,
+            "multiplier": multiplier,
+            "shift": np.clip(shift + self.rng.integers(-1, 2, n), 0, 63),
+            "narrow_shift": np.clip(4 + self.rng.integers(-1, 2, n), 0, 15),
+            "residual": residual,
+            "residual_shift": self.pick(-3, 3) if residual else 0,
+            "function": function,
+            "table": table,
+        }
+
+    def lut(self, n: int) -> dict:
+        """Return a share of the LUT core."""
+        if not self.config.lut_columns or self.coin(0.4):
+            return {}
+        block = self.config.block
+        first = block * self.pick(0, n // block)
+        return {"lut_channels": n - first, "lut_bits": self.pick(2, 6)} if first < n else {}
+
+    def weight(self, shape, lut: dict, beats: int) -> np.ndarray:
+        """Return weights (N, .., K): N:B for the DSP core, of few bits for the LUT core."""
+        block, k = self.config.block, shape[-1]
+        weight = self.rng.integers(-128, 128, (*shape[:-1], -(-k // block), block))
+        rank = self.rng.random(weight.shape).argsort(-1).argsort(-1)
+        weight[rank >= beats] = 0
+        weight = weight.reshape(*shape[:-1], -1)[..., :k]
+        if lut:
+            half = 1 << (lut["lut_bits"] - 1)
+            first = shape[0] - lut["lut_channels"]
+            weight[first:] = self.rng.integers(-half, half, weight[first:].shape)
+        return weight.astype(np.int8)
+
+    def _conv(self, x: str, n: int, groups: int) -> None:
+        kernel, stride, padding, dilation, grid = self.window(x)
+        channels = self.tensors[x].channels // groups
+        lut, beats = self.lut(n), self.pick(1, self.config.block)
+        weight = self.weight((n, *kernel, channels), lut, beats)
+        sums = 5000.0 * math.sqrt(max(weight[0].size * beats / 8, 1))
+        drain = self.drain(n, grid, sums)
+        self.add(
+            Conv(f"conv.{len(self.ops)}", x, weight=weight, stride=stride, padding=padding,
+                 dilation=dilation, groups=groups, beats=beats, **drain, **lut)
+        )  # fmt: skip
+
+    def conv(self) -> None:
+        self._conv(self.find(), self.pick(1, self.channels), 1)
+
+    def depthwise(self) -> None:
+        x = self.find()
+        channels = self.tensors[x].channels
+        self._conv(x, channels, channels)
+
+    def grouped(self) -> None:
+        groups = self.pick(2, 4)
+        inputs, outputs = (int(self.rng.choice([1, 2, 4, 8, 8, 16, 3])) for _ in range(2))
+        source = self.find()
+        lines = self.tensors[source].grid
+        x = self.find(lines, groups * inputs) or self.input(lines, groups * inputs)
+        self._conv(x, groups * outputs, groups)
+
+    def pool(self) -> None:
+        x = self.find()
+        kernel, stride, padding, dilation, grid = self.window(x)
+        if dilation > 1 or any(p >= k for p, k in zip(padding, kernel, strict=True)):
+            return  # a window without a pixel
+        out = self.tensor(grid, self.tensors[x].channels)
+        self.add(MaxPool(f"pool.{len(self.ops)}", x, out, kernel, stride, padding, dilation))
+
+    def concat(self) -> None:
+        first = self.find()
+        grid = self.tensors[first].grid
+        block = self.config.block
+        whole = [t.name for t in self.tensors.values()
+                 if t.grid == grid and t.bits == 8 and t.channels % block == 0]  # fmt: skip
+        if not whole:
+            return
+        parts = [str(self.rng.choice(whole)) for _ in range(self.pick(1, 2))] + [first]
+        channels = sum(self.tensors[name].channels for name in parts)
+        self.add(Concat(f"concat.{len(self.ops)}", tuple(parts), self.tensor(grid, channels)))
+
+    def linear(self) -> None:
+        x = self.find()
+        n, lut, beats = self.pick(1, self.channels), {}, self.pick(1, self.config.block)
+        lut = self.lut(n)
+        weight = self.weight((n, self.tensors[x].channels), lut, beats)
+        sums = 5000.0 * math.sqrt(max(weight[0].size * beats / 8, 1))
+        drain = self.drain(n, self.tensors[x].grid, sums)
+        if self.coin(0.2) and drain["residual"] is None:  # rows that are no pixels any more
+            out = self.tensors[drain["out"]]
+            self.tensors[out.name] = dataclasses.replace(out, grid=None)
+        self.add(Linear(f"linear.{len(self.ops)}", x, weight=weight, beats=beats, **drain, **lut))
+
+    def map(self) -> None:
+        x = self.find()
+        tensor = self.tensors[x]
+        self.add(Map(f"map.{len(self.ops)}", x, **self.drain(tensor.channels, tensor.grid, 70.0)))
+
+    def graph(self, seed: int) -> Graph:
+        read = {name for op in self.ops for name in reads(op)}
+        made = [name for name in self.tensors if name not in self.inputs]
+        outputs = tuple(name for name in made if name not in read or self.coin(0.1))
+        return Graph(self.config, self.tensors, tuple(self.ops), tuple(self.inputs),
+                     outputs or (self.inputs[0],), (), {"seed": seed})  # fmt: skip
