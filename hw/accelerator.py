@@ -80,7 +80,7 @@ class Accelerator(wiring.Component):
             bank.control[field.offset] for field in registers.REGISTERS["CONTROL"].fields
         )
 
-        control = RunControl()
+        control = RunControl(present)
         engines = {engine: _ENGINES[engine](self.config) for engine in present}
         issues = {engine: Issue(self.config) for engine in present}
         fetch, dispatch = Fetch(self.config), Dispatch(self.config)

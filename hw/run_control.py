@@ -1,5 +1,7 @@
 """Whether the machine runs, and why it stopped."""
 
+from collections.abc import Iterable
+
 from amaranth.hdl import Module, Signal
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
@@ -9,8 +11,11 @@ from twillcore.hw.ports import CAUSE_BITS, ERROR, PHASE_BITS
 from twillcore.isa import Cause, Engine
 from twillcore.registers import NO_ENGINE
 
-#: Who can report an error; of two in one cycle the first wins.
-SOURCES = (*(engine.name.lower() for engine in Engine), "fetch", "dispatch")
+#: Who can report an error, with its number; of two in one cycle the first wins.
+SOURCES = {engine.name.lower(): engine.value for engine in Engine} | {
+    "fetch": NO_ENGINE,
+    "dispatch": NO_ENGINE,
+}
 ENGINE_NUMBER_BITS = 3
 
 
@@ -20,6 +25,10 @@ class RunControl(wiring.Component):
     ``start`` is ignored while the machine runs. Else ``running`` is high from the next cycle on:
     that is cycle 0, and its ``phase`` is 0. The machine stops in the cycle after ``halt`` or an
     error; ``cycles`` then is the number of cycles that it ran.
+
+    Parameters
+    ----------
+    engines : those that can report an error
 
     Members
     -------
@@ -44,7 +53,9 @@ class RunControl(wiring.Component):
         Of the last error.
     """
 
-    def __init__(self):
+    def __init__(self, engines: Iterable[Engine] = tuple(Engine)):
+        present = [engine.name.lower() for engine in engines]
+        self._sources = [s for s in SOURCES if s in present or SOURCES[s] == NO_ENGINE]
         super().__init__(
             {
                 "start": In(1),
@@ -63,7 +74,7 @@ class RunControl(wiring.Component):
                 "index": Out(INDEX_BITS),
                 "engine": Out(ENGINE_NUMBER_BITS),
             }
-            | {f"error_{source}": In(ERROR) for source in SOURCES}
+            | {f"error_{source}": In(ERROR) for source in self._sources}
         )
 
     def elaborate(self, platform):
@@ -81,12 +92,11 @@ class RunControl(wiring.Component):
             m.d.sync += self.cycles.eq(self.cycles + 1)
             with m.If(self.halt):
                 m.d.sync += [self.running.eq(0), self.done.eq(1)]
-            for number, source in enumerate(SOURCES):
+            for place, source in enumerate(self._sources):
                 error = getattr(self, f"error_{source}")
-                clause = m.If(error.valid) if number == 0 else m.Elif(error.valid)
+                clause = m.If(error.valid) if place == 0 else m.Elif(error.valid)
                 with clause:
-                    engine = number if number < len(Engine) else NO_ENGINE
-                    m.d.sync += self._stop(error.cause, error.index, engine)
+                    m.d.sync += self._stop(error.cause, error.index, SOURCES[source])
             with m.Elif((quiet >= self.watchdog) & (self.watchdog != 0)):
                 m.d.sync += self._stop(Cause.WATCHDOG, self.oldest_index, self.oldest_engine)
         with m.Elif(self.begin):

@@ -12,6 +12,7 @@ from twillcore.config import PRESETS, Config
 from twillcore.image import Image, Layer, Slot
 from twillcore.isa import (
     ISA,
+    TAP,
     WORD_BYTES,
     Engine,
     Instruction,
@@ -103,6 +104,9 @@ def random_program(seed: int, config: Config = TINY, length: int | None = None) 
     program.place(rng.integers(0, 256, 1 << 18, np.uint8).tobytes())
     length = length or int(rng.integers(1, 40))
     makers: list[Callable] = [_load, _store, _gemm, _move, _softmax, _layer_norm, _elementwise]
+    if config.tap_depth:
+        makers += [_window, _windowed_gemm]
+        program.add(Opcode.WINDOW, **_window(rng, config)[1])  # a windowed GEMM needs one
     weights = rng.dirichlet(np.ones(len(makers)))
     tokens = rng.choice([0.0, 0.3, 0.9])
     for _ in range(length):
@@ -119,6 +123,66 @@ def random_program(seed: int, config: Config = TINY, length: int | None = None) 
             if fresh and rng.random() < tokens:
                 program.depend(fresh[-1] if rng.random() < 0.7 else int(rng.choice(fresh)), then)
     return program.image()
+
+
+def random_chain(seed: int, config: Config = TINY, length: int = 12) -> Image:
+    """Return a program of GEMMs (through windows, if there are any) on random memories.
+
+    One instruction after the other; all activations and wide words are outputs.
+    """
+    rng = np.random.default_rng(seed)
+    program = Program(config)
+
+    def load(memory: Memory, depth: int, dram: int) -> None:
+        if depth:
+            program.add(Opcode.LOAD, memory=memory, dram=dram, count=depth, runs=1)
+
+    for memory, depth, unit_bytes in (
+        (Memory.ACTIVATION, config.activation_depth, config.word_bytes),
+        (Memory.WIDE, config.wide_depth, 2 * config.word_bytes),
+        (Memory.WEIGHT, config.weight_depth, config.dsp_columns),
+        (Memory.TABLE, 64 * config.function_table, 8),
+    ):
+        load(memory, depth, program.place(rng.bytes(depth * unit_bytes)))
+    depth = config.parameter_depth
+    parameters = program.parameters(
+        rng.integers(-1000, 1000, depth), rng.integers(-(1 << 15), 1 << 15, depth),
+        rng.integers(12, 24, depth), rng.integers(0, 9, depth),
+    )  # fmt: skip
+    load(Memory.PARAMETER, depth, parameters)
+    makers = [_gemm]
+    if config.tap_depth:
+        entries = [_tap(rng, config) for _ in range(config.tap_depth)]
+        load(Memory.TAP, config.tap_depth, program.place(np.array(entries, "<u8").tobytes()))
+        program.add(Opcode.WINDOW, **_window(rng, config)[1])
+        makers += [_window, _windowed_gemm]
+    for _ in range(length):
+        opcode, operands = makers[int(rng.integers(len(makers)))](rng, config)
+        if opcode == Opcode.GEMM:
+            depth = config.wide_depth if operands["wide"] else config.activation_depth
+            # No GEMM reads what another one is about to write.
+            operands |= {"operand": 0, "lane_scaled": 0, "out": operands["out"] + depth // 2}
+        program.add(opcode, **operands)
+    for memory, kind, depth in (
+        (Memory.ACTIVATION, "int8", config.activation_depth),
+        (Memory.WIDE, "int16", config.wide_depth),
+    ):
+        if depth:
+            slot = program.slot(kind, kind, (1, depth * config.lanes, config.block), output=True)
+            program.add(Opcode.STORE, memory=memory, dram=slot.address, count=depth, runs=1)
+    program.sequential()
+    return program.image()
+
+
+def _tap(rng, config) -> int:
+    """Return a tap that looks near, or beyond the memory."""
+    near = rng.integers(-20, 20, 2) + rng.choice([0, 0, -config.activation_depth, 1 << 15])
+    word, at = 0, 0
+    for field in TAP:
+        value = int(rng.integers(config.lanes) if "rotate" in field.name else rng.choice(near))
+        word |= (max(field.low, min(value, field.high)) & (1 << field.bits) - 1) << at
+        at += field.bits
+    return word
 
 
 def _size(rng, high: int) -> int:
@@ -148,7 +212,10 @@ def _runs(rng, config, unit_bytes, depth, multiple=1, rows=None) -> dict:
 
 
 def _load(rng, config):
-    memory = Memory(int(rng.integers(Memory.TABLE + 1)))
+    memories = [memory for memory in Memory if memory <= Memory.TABLE]
+    if config.tap_depth:
+        memories.append(Memory.TAP)
+    memory = memories[int(rng.integers(len(memories)))]
     entries = max(1, config.axi_bytes // 8)
     if memory == Memory.WEIGHT:
         format = WeightFormat(int(rng.integers(3)))
@@ -163,8 +230,9 @@ def _load(rng, config):
         operands = _runs(rng, config, 8, 64) | {
             "runs": 1, "count": 64, "local": 0, "local_stride": 0,
         }  # fmt: skip
-    elif memory in (Memory.PARAMETER, Memory.NORM):
-        operands = _runs(rng, config, 8, 128, entries)
+    elif memory in (Memory.PARAMETER, Memory.NORM, Memory.TAP):
+        depth = config.tap_depth if memory == Memory.TAP else 128
+        operands = _runs(rng, config, 8, depth, entries)
         operands["local_stride"] += -operands["local_stride"] % entries
     else:
         operands = _runs(rng, config, config.word_bytes * (1 + (memory == Memory.WIDE)), 128)
@@ -194,9 +262,11 @@ def _gemm(rng, config):
         "accumulate": int(split and rng.random() < 0.5), "hold": int(split and rng.random() < 0.5),
         "parameter": int(rng.integers(64)),
         "lane_scaled": int(rng.random() < 0.2), "residual": int(rng.random() < 0.3),
+        "residual_narrow": int(rng.integers(2)),
         "residual_address": int(rng.integers(64)), "residual_row_stride": columns,
         "residual_shift": int(rng.integers(-8, 16)), "function": int(rng.integers(3)),
         "wide": wide, "out": int(rng.integers(100)), "out_row_stride": columns,
+        "words": int(rng.integers(2) * rng.integers(config.words_per_tile + 1)),
     }  # fmt: skip
     if blocks * beats * columns > config.operand_depth // 2:
         operands["column_tiles"] = 1
@@ -205,6 +275,27 @@ def _gemm(rng, config):
     if wide and operands["columns_inner"] and rng.random() < 0.5:
         operands["keep_maximum"] = 1
     return Opcode.GEMM, operands
+
+
+def _window(rng, config):
+    taps = _size(rng, 9)
+    stride, pitch = int(rng.integers(1, 3)), _size(rng, 3 * config.lanes)
+    return Opcode.WINDOW, {
+        "tap": int(rng.integers(config.tap_depth - taps + 1)), "taps": taps, "stride": stride,
+        "width": _size(rng, 40), "height": _size(rng, 40), "pitch": pitch,
+        "y": int(rng.integers(-3, 10)), "tile_x": stride * (config.lanes % pitch),
+        "tile_y": stride * (config.lanes // pitch), "tile_stride": _size(rng, 8),
+        "line_tiles": int(rng.integers(3)), "line_stride": int(rng.integers(5)),
+    }  # fmt: skip
+
+
+def _windowed_gemm(rng, config):
+    opcode, operands = _gemm(rng, config)
+    blocks = min(operands["blocks"], 3)
+    operands |= {"windowed": 1, "operand": 0, "column_tiles": 1, "blocks": blocks}
+    if rng.random() < 0.3:
+        operands |= {"pool": 1, "blocks": 1, "beats": 1}
+    return opcode, operands
 
 
 def _move(rng, config):

@@ -11,7 +11,8 @@ from twillcore.hw.wide_memory import WideMemory
 from twillcore.sim.bench import simulate
 from twillcore.timing import ActivationSlot, WideReadSlot, WideWriteSlot
 
-TINY = PRESETS["tiny"]
+TINY = PRESETS["tiny"].replace(tap_depth=0)
+WINDOWS = TINY.replace(tap_depth=64)
 WORDS = 8  # addresses in use: few, so that reads meet writes
 
 
@@ -47,6 +48,18 @@ async def shared_traffic(ctx, dut, slots_of_readers, slots_of_writers, rng, gemm
             ctx.set(gemm.enable, enable)
             if enable:
                 after["gemm"] = model[address]
+            if hasattr(gemm, "second"):
+                second, lanes = rng.randrange(WORDS), rng.getrandbits(len(gemm.uses_second))
+                ctx.set(gemm.second, second)
+                ctx.set(gemm.uses_second, lanes)
+                if enable:
+                    bits = width // len(gemm.uses_second)
+                    mask = sum(
+                        ((1 << bits) - 1) << bits * lane
+                        for lane in range(len(gemm.uses_second))
+                        if lanes >> lane & 1
+                    )
+                    after["gemm"] = model[address] & ~mask | model[second] & mask
         for slot, word in expected.items():
             port = gemm if slot == "gemm" else slots_of_readers[slot]
             assert ctx.get(port.data.as_value()) == word, slot
@@ -56,8 +69,9 @@ async def shared_traffic(ctx, dut, slots_of_readers, slots_of_writers, rng, gemm
         await ctx.tick()
 
 
-def test_activation_memory_serves_every_client_in_its_slot():
-    dut = ActivationMemory(TINY)
+@pytest.mark.parametrize("config", [TINY, WINDOWS], ids=["words", "lanes"])
+def test_activation_memory_serves_every_client_in_its_slot(config):
+    dut = ActivationMemory(config)
 
     async def testbench(ctx):
         readers = {slot: getattr(dut, slot.name.lower()) for slot in READERS}

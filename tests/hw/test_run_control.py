@@ -7,6 +7,19 @@ from twillcore.registers import NO_ENGINE
 from twillcore.sim.bench import idle, simulate
 
 
+def test_absent_engines_report_no_errors():
+    dut = RunControl([Engine.LOAD, Engine.MOVE])
+    assert not hasattr(dut, "error_gemm")
+
+    async def testbench(ctx):
+        await start(ctx, dut)
+        ctx.set(dut.error_move.valid, 1)
+        await ctx.tick()
+        assert ctx.get(dut.engine) == Engine.MOVE
+
+    simulate(dut, testbench)
+
+
 async def start(ctx, dut):
     """Begin a program; returns in cycle 0."""
     ctx.set(dut.start, 1)
@@ -67,17 +80,18 @@ def test_halt_ends_a_program_and_cycles_stand():
 @pytest.mark.parametrize("number", range(len(SOURCES)))
 def test_the_first_of_several_errors_is_kept(number):
     dut = RunControl()
+    sources = list(SOURCES)
 
     async def testbench(ctx):
         await start(ctx, dut)
         for other in range(number, len(SOURCES)):
-            error = getattr(dut, f"error_{SOURCES[other]}")
+            error = getattr(dut, f"error_{sources[other]}")
             ctx.set(error.valid, 1)
             ctx.set(error.cause, Cause.AXI_READ_ERROR if other == number else Cause.WATCHDOG)
             ctx.set(error.index, 100 + other)
         ctx.set(dut.halt, 1)
         await ctx.tick()
-        ctx.set(getattr(dut, f"error_{SOURCES[0]}").valid, 1)  # too late
+        ctx.set(getattr(dut, f"error_{sources[0]}").valid, 1)  # too late
         await idle(ctx, 2)
         assert (ctx.get(dut.running), ctx.get(dut.done), ctx.get(dut.error)) == (0, 0, 1)
         assert ctx.get(dut.cause) == Cause.AXI_READ_ERROR

@@ -9,7 +9,7 @@ import pytest
 from twillcore.config import PRESETS
 from twillcore.hw.sequencer import Sequencer
 from twillcore.hw.window import Window
-from twillcore.isa import ISA, TAP, Instruction, Opcode
+from twillcore.isa import ISA, TAP, Cause, Instruction, Opcode
 from twillcore.sim.bench import simulate
 from twillcore.timing import window_cycles
 
@@ -286,3 +286,74 @@ def test_words_and_times(lanes, seed):
         assert layer == window + lanes + Window.DEFINE_CYCLES
         cycle = layer + case.steps
     assert beats[-1][0] == cycle + window_cycles(config)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_reads_that_are_refused(seed):
+    """A core that shares its port waits for it, and gets the same words."""
+    rng = np.random.default_rng(seed)
+    lanes = 4
+    cases = [Case.random(rng, lanes) for _ in range(20)]
+    for case in cases[::3]:
+        case.pool = case.blocks = case.beats = 1
+    gaps = rng.random(100_000) < 0.5
+    check(config_of(lanes), cases, grant=lambda cycle: bool(gaps[cycle]), refusable=True)
+
+
+def test_a_strided_block_takes_a_step_more_where_reads_may_be_refused():
+    case = Case(4, width=16, height=4, kernel=(3, 3), padding=(1, 1), dilation=1, stride=2,
+                blocks=2, pitch=16, out_pitch=8, first_line=0, row_tiles=3, beats=3)  # fmt: skip
+    for refusable, steps in ((False, 3), (True, 4)):
+        (_, start), beats, _ = check(config_of(4), [case], refusable=refusable)
+        assert beats[-1][0] - window_cycles(config_of(4)) - start == 3 * 9 * 2 * steps
+        assert [position for _, position, *_ in beats] == [0, 1, 2] * (3 * 9 * 2)
+
+
+def test_a_tap_per_cycle():
+    """Depthwise convolution: one beat per tap, without a bubble."""
+    case = Case(4, width=10, height=6, kernel=(3, 3), padding=(1, 1), dilation=1, stride=1,
+                blocks=1, pitch=10, out_pitch=10, first_line=0, row_tiles=5)  # fmt: skip
+    (_, start), beats, _ = check(config_of(4), [case])
+    first = start + 1 + window_cycles(config_of(4))
+    assert [cycle for cycle, *_ in beats] == list(range(first, first + 45))
+    assert [row for *_, row in beats] == [*range(9)] * 5
+
+
+WINDOW = {"taps": 1, "stride": 1, "pitch": 1}
+GOOD = [instruction(Opcode.WINDOW, **WINDOW), gemm()]
+ILLEGAL = {
+    "stride-0": [instruction(Opcode.WINDOW, **WINDOW | {"stride": 0})],
+    "stride-3": [instruction(Opcode.WINDOW, **WINDOW | {"stride": 3})],
+    "taps": [instruction(Opcode.WINDOW, **WINDOW | {"taps": 0})],
+    "pitch": [instruction(Opcode.WINDOW, **WINDOW | {"pitch": 0})],
+    "tap": [instruction(Opcode.WINDOW, **WINDOW | {"tap": 63, "taps": 2})],
+    "no-window": [gemm()],
+    "pool-blocks": [*GOOD, gemm(pool=1, blocks=2)],
+    "pool-beats": [*GOOD, gemm(pool=1, beats=2)],
+    "pool-not-windowed": [*GOOD, gemm(pool=1, windowed=0)],
+    "words": [*GOOD, gemm(words=config_of(4).words_per_tile + 1)],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ILLEGAL)
+def test_illegal_instruction(name):
+    config = config_of(4)
+    words = [i.encode() for i in ILLEGAL[name]]
+    accepted, loads, _, errors = run(config, rubbish_memory(config, 0), [0], [*words, words[0]])
+    assert errors == [(Cause.ILLEGAL_INSTRUCTION, len(words) - 1)]
+    assert len(accepted) == len(words)
+    assert len(loads) == (name not in ("no-window",) and len(words) > 1)
+
+
+def test_no_activation_address_is_beyond_a_windowed_gemm():
+    """The last taps are legal, and addresses beyond the memory read padding."""
+    config = config_of(4)
+    words = [
+        instruction(Opcode.WINDOW, **WINDOW | {"tap": 63, "width": 9, "height": 9}),
+        gemm(a=0xFFFF, a_row_stride=0xFFFF, row_tiles=2, words=config.words_per_tile),
+    ]
+    _, loads, _, errors = run(
+        config, rubbish_memory(config, 0), [0] * 64, [word.encode() for word in words]
+    )
+    assert errors == []
+    assert [np.abs(word).max() for _, word in loads] == [0, 0]
