@@ -84,7 +84,7 @@ def run_front(
     lowered = lower(captured, config)
     programs = split_host(captured, lowered)
     folded = fold(lowered.graph, vector_engine=bool(config.wide_depth))
-    source = reduce_strides(folded, config, fold_inputs)
+    source = reduce_strides(folded, config, shares, fold_inputs)
     _compare(captured, programs, source)
     ranges = calibrate(source, chip_samples(programs, source, samples))
     graph = quantize(source, ranges, config, shares)

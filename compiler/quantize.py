@@ -228,7 +228,9 @@ class _Quantizer:
                     np.concatenate([self.range(n).sample.reshape(-1) for n in group])
                     for group in groups
                 ]
-                scales = related_scales(list(zip(peaks, samples, strict=True)))
+                limits = {self._limit(group) for group in groups} - {None}
+                limit = limits.pop() if len(limits) == 1 else None
+                scales = related_scales(list(zip(peaks, samples, strict=True)), limit)
             else:
                 scales = [None]
             for group, scale in zip(groups, scales, strict=True):
@@ -249,6 +251,8 @@ class _Quantizer:
         values = max((self.range(n) for n in group), key=lambda r: r.peak)
         weights: list[Floats] = []
         plain = any(n in self.ties.plain or self._converted(n) for n in group)
+        # channels of a folded image are the same colours: few pixels say little about each
+        plain |= any(n in self.source.inputs and self.source.inputs[n].channels for n in group)
         for op in self.source.ops:
             match op:
                 case FloatLinear() | FloatConv() if op.x in group:
@@ -270,9 +274,12 @@ class _Quantizer:
                     plain |= any(n in group and n not in self.need16 for n in (op.a, op.b))
         if plain or not weights:
             return plain_scale(values)
-        clips = [_clip(getattr(self.producers.get(n), "function", None)) for n in group]
-        limit = next((clip[1] for clip in clips if clip), None)
-        return smooth_scale(values, weights, span, limit)
+        return smooth_scale(values, weights, span, self._limit(group))
+
+    def _limit(self, group: list[str]) -> float | None:
+        """Return where a function clips one of the tensors, if it does."""
+        clips = (_clip(getattr(self.producers.get(n), "function", None)) for n in group)
+        return next((clip[1] for clip in clips if clip), None)
 
     def _converted(self, name: str) -> bool:
         """Whether the int8 form of a tensor is made of its int16 form."""

@@ -92,14 +92,18 @@ def plain_scale(values: Range) -> Int8Scale:
     return Int8Scale(max(values.peak, TINY) / INT8_MAX, np.zeros(len(values.low), np.int64))
 
 
-def related_scales(tensors: Sequence[tuple[float, Floats]]) -> list[float]:
+def related_scales(
+    tensors: Sequence[tuple[float, Floats]], limit: float | None = None
+) -> list[float]:
     """Return scales of int8 tensors that differ by powers of two, given (peak, sample) of each.
 
     The common factor, and for every tensor whether to clip its upper half, are chosen so that the
-    sum of the relative errors of the samples is smallest.
+    sum of the relative errors of the samples is smallest. With a ``limit``, one of the scales that
+    int8 can have saturates there.
     """
     best: tuple[float, list[float]] | None = None
-    for mantissa in 2.0 ** (np.arange(RELATED_STEPS) / RELATED_STEPS):
+    factors = 2.0 ** (np.arange(RELATED_STEPS) / RELATED_STEPS)
+    for mantissa in factors if limit is None else (limit / INT8_MAX,):
         scales, total = [], 0.0
         for peak, sample in tensors:
             values = sample.reshape(-1)

@@ -12,8 +12,13 @@ from twillcore.compiler.graph import Graph, Op, Tensor
 from twillcore.config import Config
 from twillcore.isa import ElementwiseOp, Function
 
-_OPS = {c.__name__: c for c in (ir.Linear, ir.Conv, ir.MaxPool, ir.Concat, ir.Map, ir.MatMul,
-                                ir.Attention, ir.Softmax, ir.LayerNorm, ir.Elementwise)}  # fmt: skip
+_OPS = {
+    c.__name__: c
+    for c in (
+        ir.Linear, ir.Conv, ir.MaxPool, ir.Concat, ir.Map, ir.MatMul, ir.Attention, ir.Softmax,
+        ir.LayerNorm, ir.Elementwise,
+    )
+}  # fmt: skip
 _ENUMS = {"function": Function, "op": ElementwiseOp}
 
 

@@ -33,11 +33,13 @@ class Shares:
 
     def of(self, path: str) -> LutShare | None:
         """Return the share of a layer; None: it runs on the DSP core."""
+        found = self.usual
         while path:
             if path in self.layers:
-                return self.layers[path]
+                found = self.layers[path]
+                break
             path = path.rpartition(".")[0]
-        return self.usual
+        return None if found is None or found.share == 0 else found
 
     def check(self, paths: Iterable[str], config: Config) -> None:
         """Check that every named layer is one of ``paths`` or has some of them in it.

@@ -22,6 +22,9 @@ from twillcore.compiler.float_graph import (
     Layout,
     float_reads,
 )
+from twillcore.compiler.shares import NO_SHARES, LutShare, Shares
+from twillcore.compiler.sparsify import window_beats
+from twillcore.compiler.split import finish_cycles, split_channels
 from twillcore.config import Config
 
 LARGEST_STRIDE = 2  # of a window
@@ -29,12 +32,16 @@ MOST_CHANNELS = 16  # of the folded image, if the convolution could do without
 
 
 def reduce_strides(
-    graph: FloatGraph, config: Config, fold_inputs: bool | None = None
+    graph: FloatGraph,
+    config: Config,
+    shares: Shares = NO_SHARES,
+    fold_inputs: bool | None = None,
 ) -> FloatGraph:
     """Return ``graph`` with strides of 1 and 2 only.
 
     ``fold_inputs`` says whether inputs of convolutions with stride 2 and few channels are folded;
-    None: where that takes fewer beats. Those of larger strides are folded whenever possible.
+    None: where the convolution is faster then, which depends on the cores that compute it, in
+    ``shares``. Those of larger strides are folded whenever possible.
 
     Raises
     ------
@@ -52,7 +59,7 @@ def reduce_strides(
             and op.groups == 1
             and op.x in inputs
             and uses[op.x] == 1
-            and _folds(graph, op, config, fold_inputs)
+            and _folds(graph, op, config, shares.of(op.name), fold_inputs)
         ):
             op, tensors[op.x], inputs[op.x] = _fold(graph, op, config.block)
         if isinstance(op, FloatConv | FloatMaxPool) and op.stride > LARGEST_STRIDE:
@@ -79,7 +86,9 @@ def reduce_strides(
     return replace(graph, tensors=tensors, inputs=inputs, ops=tuple(ops))
 
 
-def _folds(graph: FloatGraph, op: FloatConv, config: Config, wanted: bool | None) -> bool:
+def _folds(
+    graph: FloatGraph, op: FloatConv, config: Config, share: LutShare | None, wanted: bool | None
+) -> bool:
     """Whether to fold the input of a convolution."""
     if op.stride > LARGEST_STRIDE or not config.tap_depth:
         return True
@@ -87,17 +96,24 @@ def _folds(graph: FloatGraph, op: FloatConv, config: Config, wanted: bool | None
     if wanted is not None or channels * op.stride**2 > MOST_CHANNELS:
         return bool(wanted) and channels * op.stride**2 <= MOST_CHANNELS
     folded = _fold(graph, op, config.block)[0]
-    return _beats(folded, config.block) < _beats(op, config.block)
+    rows = graph.tensors[op.out].batch * graph.tensors[op.out].rows
+    return _cycles(folded, rows, config, share) < _cycles(op, rows, config, share)
 
 
-def _beats(op: FloatConv, block: int) -> int:
-    """Beats per tile of a convolution: in every tap, every block takes as many as the fullest."""
-    _, height, width, channels = op.weight.shape
-    blocks = -(-channels // block)
-    kept = np.zeros((len(op.weight), height, width, blocks * block), bool)
-    kept[..., :channels] = op.weight != 0
-    fullest = int(kept.reshape(len(op.weight), -1, block).sum(-1).max(initial=1))
-    return height * width * blocks * max(fullest, op.stride)
+def _cycles(op: FloatConv, rows: int, config: Config, share: LutShare | None) -> float:
+    """Estimate the cycles of a convolution; a block with stride 2 takes at least two of each."""
+    outputs, height, width, channels = op.weight.shape
+    beats = window_beats(np.sign(op.weight).astype(np.int8), 1, config.block)
+    shape = {
+        "rows": rows,
+        "blocks": -(-channels // config.block),
+        "channels": outputs,
+        "beats": max(beats, op.stride),
+        "lut_bits": 8 if share is None else max(share.bits, op.stride),
+        "taps": height * width,
+    }
+    lut = 0 if share is None else split_channels(config, **shape, share=share.share)
+    return finish_cycles(config, **shape, lut_channels=lut)
 
 
 def _fold(graph: FloatGraph, op: FloatConv, block: int) -> tuple[FloatConv, FloatTensor, Layout]:

@@ -12,6 +12,7 @@ from twillcore.compiler.graph import (
     Conv,
     Elementwise,
     Graph,
+    Ints,
     LayerNorm,
     Linear,
     Map,
@@ -19,6 +20,7 @@ from twillcore.compiler.graph import (
     MaxPool,
     Op,
     Softmax,
+    Tensor,
     reads,
     writes,
 )
@@ -224,18 +226,26 @@ def _beyond(op: MaxPool, size: int, outputs: int, last: int) -> bool:
 
 
 def _scales(graph: Graph, op: Op) -> Iterator[str]:
-    """Check that ops that keep integers as they are keep their scales, and which scales relate."""
-    match op:
-        case MaxPool():
-            sources = [op.x]
-        case Concat():
-            sources = list(op.parts)
-        case _:
-            return
-    out = graph.tensors[op.out]
-    for name in sources:
-        if graph.tensors[name].scale != out.scale:
+    """Check that ops that keep integers as they are keep their meaning, and residuals too."""
+    residual = getattr(op, "residual", None)
+    if residual is not None and graph.tensors[residual].channel_shift is not None:
+        yield f"the residual {residual} must have no factors between its channels"
+    if not isinstance(op, MaxPool | Concat):
+        return
+    out, start = graph.tensors[op.out], 0
+    for name in reads(op):
+        part = graph.tensors[name]
+        if part.scale != out.scale:
             yield f"{name} must have the scale of {op.out}"
+        factors = _factors(out)[start : start + part.channels]
+        if not np.array_equal(_factors(part), factors):
+            yield f"{name} must have the factors of {op.out}"
+        start += part.channels
+
+
+def _factors(tensor: Tensor) -> Ints:
+    shift = tensor.channel_shift
+    return np.zeros(tensor.channels, np.int64) if shift is None else shift
 
 
 def _cores(graph: Graph, op: Op) -> Iterator[str]:
@@ -246,8 +256,13 @@ def _cores(graph: Graph, op: Op) -> Iterator[str]:
     if not 0 <= count <= outputs or (count not in (0, outputs) and count % config.block):
         yield f"lut_channels must be all or a multiple of {config.block}, not {count} of {outputs}"
         return
+    if count and getattr(op, "groups", 1) > 1:
+        yield "the LUT core computes no groups"
+        return
     here, there = op.weight[: outputs - count], op.weight[outputs - count :]
     if isinstance(op, Conv):
+        if op.weight.ndim != 4 or op.groups < 1 or outputs % op.groups:
+            return  # as _windows says
         beats = window_beats(here, op.groups, config.block)
     else:
         beats = beats_per_block(here, config.block)
@@ -257,8 +272,6 @@ def _cores(graph: Graph, op: Op) -> Iterator[str]:
         return
     if not config.lut_columns:
         yield f"configuration {config.name!r} has no LUT core"
-    if getattr(op, "groups", 1) > 1:
-        yield "the LUT core computes no groups"
     if not 1 <= op.lut_bits <= 8:
         yield f"lut_bits must be 1..8, not {op.lut_bits}"
     elif there.min() < -(1 << op.lut_bits - 1) or there.max() > (1 << op.lut_bits - 1) - 1:

@@ -186,7 +186,8 @@ def compile(
     example_inputs: "Sequence[torch.Tensor] | torch.Tensor",
     config: str | Path | Config = "u256",
     calibration: "Sequence[Sequence[torch.Tensor] | torch.Tensor]" = (),
-    policy: "Policy | None" = None,
+    policy: "Policy | str | Path | None" = None,
+    lut_bits: int | None = None,
 ) -> Program:
     """Compile a module for the chip.
 
@@ -198,7 +199,9 @@ def compile(
     calibration : inputs like the example, to find the range of every tensor; without any, the
         example has to do
     policy : how layers are divided between the cores, and pruned (by magnitude) and rounded where
-        they are not yet; without any, everything runs on the DSP core with the weights as they are
+        they are not yet; or the file that says it
+    lut_bits : of the weights of layers that no policy names, 1..8, on the LUT core, which computes
+        as much of them as lets both cores finish together; None: they run on the DSP core
 
     Raises
     ------
@@ -213,18 +216,22 @@ def compile(
 
     from twillcore.compiler.front import run_front
     from twillcore.compiler.pipeline import compile_graph
-    from twillcore.compiler.shares import NO_SHARES, LutShare, Shares
+    from twillcore.compiler.shares import LutShare, Shares
+    from twillcore.models.policy import Policy
 
     start = time.perf_counter()
-    chip, shares = load_config(config), NO_SHARES
+    chip, named = load_config(config), {}
     if isinstance(example_inputs, torch.Tensor):
         example_inputs = (example_inputs,)
     if policy is not None:
-        shares = Shares({n: LutShare(p.lut_bits, p.lut_share) for n, p in policy.layers.items()})
+        if isinstance(policy, str | Path):
+            policy = Policy.load(Path(policy))
+        named = {n: LutShare(p.lut_bits, p.lut_share) for n, p in policy.layers.items()}
         if isinstance(module, torch.nn.Module):
             policy.check(module, chip)
             module = copy.deepcopy(module)
             policy.enforce(module)
+    shares = Shares(named, None if lut_bits is None else LutShare(lut_bits))
     front = run_front(module, example_inputs, chip, calibration, shares)
     middle = time.perf_counter()
     notes: dict[str, object] = {"calibration_samples": len(calibration)}

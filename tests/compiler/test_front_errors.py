@@ -1,5 +1,6 @@
 """What the front end refuses, and how it says so: all of one kind in one message."""
 
+import math
 import re
 
 import pytest
@@ -14,6 +15,7 @@ from twillcore.config import PRESETS
 from twillcore.image import ProgramError
 
 TINY = PRESETS["tiny"]
+IMAGES = TINY.replace(tap_depth=128)
 
 
 @pytest.fixture(autouse=True)
@@ -65,7 +67,111 @@ def test_convolution_is_not_done_by_the_host_in_silence():
     module = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(4 * 36, 5))
     text = message(module, torch.randn(2, 1, 8, 8))
     assert "0: aten.conv2d.default" in text
+    assert "configuration 'tiny' has no windows" in text
     assert "unfold" in text
+
+
+def test_all_convolutions_and_pools_that_do_not_run_are_listed():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem = nn.Conv2d(3, 8, 1)
+            self.a = nn.Conv2d(8, 8, 3, stride=3)
+            self.b = nn.Conv2d(8, 8, 3, stride=(1, 2))
+            self.c = nn.Conv2d(8, 8, 3, dilation=(1, 2))
+            self.d = nn.Conv2d(8, 8, 12)
+            self.e = nn.MaxPool2d(3, 2, ceil_mode=True)
+            self.f = nn.AvgPool2d(3, 2, 1, count_include_pad=False)
+            self.g = nn.AdaptiveAvgPool2d(5)
+            self.h = nn.ConvTranspose2d(8, 8, 2)
+            self.i = nn.Upsample(scale_factor=2)
+            self.j = nn.Conv2d(8, 8, 3, padding=1, padding_mode="reflect")
+            self.k = nn.MaxPool2d(3, 3)
+            self.last = nn.ModuleList(nn.Conv2d(8, 2, 1) for _ in range(12))
+
+        def forward(self, x):
+            x = self.stem(x)
+            layers = [self.a, self.b, self.c, self.d, self.e, self.f, self.g, self.h, self.i,
+                      self.j, self.k]  # fmt: skip
+            ends = [last(layer(x)) for layer, last in zip(layers, self.last, strict=False)]
+            return (*ends, self.last[11](torch.cat([x, x], 2)))
+
+    text = message(Net(), torch.randn(1, 3, 12, 12), config=IMAGES)
+    assert text.startswith("12 unsupported operators:")
+    for path, reason in {
+        "a": "stride 3: use 1, 2 or another power of two",
+        "b": r"strides \[1, 2\]: must be the same in both directions",
+        "c": r"dilations \[1, 2\]: must be the same in both directions",
+        "d": "a kernel of 144 taps: at most 128",
+        "e": "ceil_mode=True makes windows that reach beyond the padding",
+        "f": "must have count_include_pad=True",
+        "g": r"\(12, 12\) pixels do not divide evenly into \(5, 5\)",
+        "h": "not transposed",
+        "i": "no interpolation",
+        "j": "use the padding of the convolution",
+        "k": "stride 3: use 1, 2",
+        r"\(top\)": "can be joined along their channels only",
+    }.items():
+        assert re.search(rf"^  {path}: aten\..*{reason}", text, re.M), f"{path}\n{text}"
+
+
+def test_windows_that_reach_too_far():
+    far = nn.Sequential(nn.Conv2d(1, 8, 1), nn.Conv2d(8, 8, (1, 3), dilation=100))
+    assert "a window from 0 to 200 pixels" in message(far, torch.randn(1, 1, 1, 300), config=IMAGES)
+    wide = nn.Sequential(nn.Conv2d(1, 8, 1), nn.Conv2d(8, 8, 3))
+    assert "an image of (3, 1100) pixels: at most 1023" in message(
+        wide, torch.randn(1, 1, 3, 1100), config=IMAGES
+    )
+
+
+@pytest.mark.parametrize("variance", [0.0, -1.0, float("nan")])
+def test_batch_norm_whose_variance_is_not_positive(variance):
+    module = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8, eps=0.0), nn.Conv2d(8, 8, 1))
+    module[1].running_var[2:4] = variance
+    text = message(module, torch.randn(1, 3, 6, 6), config=IMAGES)
+    if math.isnan(variance):
+        assert text == "NaN or infinite weights: 1.running_var: 2 of 8"
+    else:
+        assert re.search("1: .*the running variance of 2 of 8 channels is not positive", text)
+
+
+def test_batch_norm_in_training_mode_is_refused():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 1)
+            self.norm = nn.BatchNorm2d(8, track_running_stats=False)
+
+        def forward(self, x):
+            return self.b(self.norm(self.a(x)))
+
+    text = message(Net(), torch.randn(2, 3, 6, 6), config=IMAGES)
+    assert re.search("norm: .*must be in eval mode, with running statistics", text)
+
+
+def test_functions_without_a_table_are_all_named():
+    module = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.SiLU(), nn.Conv2d(8, 8, 1), nn.ReLU6(), nn.Conv2d(8, 8, 1),
+        nn.Sigmoid(), nn.Conv2d(8, 8, 1),
+    )  # fmt: skip
+    config = IMAGES.replace(function_table=False)
+    text = message(module, torch.randn(2, 3, 6, 6), config=config)
+    assert "'tiny' has no function table" in text
+    assert "silu in 0; sigmoid in 4" in text
+
+
+def test_products_of_activations_without_vector_engine():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 1)
+
+        def forward(self, x):
+            x = self.a(x)
+            return self.b(x * torch.sigmoid(x))
+
+    config = IMAGES.replace(wide_depth=0, lane_depth=0, norm_depth=0, operand_depth=0)
+    assert "has no vector engine" in message(Net(), torch.randn(1, 3, 6, 6), config=config)
 
 
 def test_channel_mean_has_a_suggestion():
