@@ -13,7 +13,7 @@ from twillcore.hw.dispatch import Dispatch
 from twillcore.hw.fetch import Fetch
 from twillcore.hw.gemm import GemmEngine
 from twillcore.hw.issue import Issue
-from twillcore.hw.layouts import INDEX_BITS, LANE_SCALE, operand_row, weight_row
+from twillcore.hw.layouts import INDEX_BITS, LANE_SCALE, operand_row, plane_row, weight_row
 from twillcore.hw.load import LoadEngine
 from twillcore.hw.move import MoveEngine
 from twillcore.hw.parameter_memory import ParameterMemory
@@ -81,7 +81,14 @@ class Accelerator(wiring.Component):
         )
 
         control = RunControl(present)
-        engines = {engine: _ENGINES[engine](self.config) for engine in present}
+        engines = {
+            engine: component(self.config)
+            for engine, component in _ENGINES.items()
+            if engine in present
+        }
+        components = dict(engines)
+        if Engine.LUT in present:
+            engines[Engine.LUT] = engines[Engine.GEMM].lut
         issues = {engine: Issue(self.config) for engine in present}
         fetch, dispatch = Fetch(self.config), Dispatch(self.config)
         read_port = ReadPort(self.config)
@@ -91,7 +98,7 @@ class Accelerator(wiring.Component):
             ("control", control),
             ("fetch", fetch),
             ("read_port", read_port),
-            *((engine.name.lower(), unit) for engine, unit in engines.items()),
+            *((engine.name.lower(), component) for engine, component in components.items()),
         ):
             m.submodules[name] = ResetInserter(reset)(component)
         for engine, issue in issues.items():
@@ -200,6 +207,11 @@ class Accelerator(wiring.Component):
             (vector.lane_scale, lane_scale.write),
             (gemm.lane_scale, lane_scale.read),
         ]
+        if config.lut_columns:
+            m.submodules.lut_weight_memory = lut_weight = TwoPortMemory(
+                ADDRESS_BITS, plane_row(config), config.lut_weight_depth
+            )
+            joints += [(load.lut_weight_write, lut_weight.write), (gemm.lut_weight, lut_weight.read)]
         if config.tap_depth:
             joints.append((load.tap_write, gemm.tap_write))
         if config.norm_depth:

@@ -9,6 +9,7 @@ from amaranth.utils import ceil_log2
 
 from twillcore.config import FRAME_CYCLES, Config
 from twillcore.hw.layouts import LANE_SCALE, PARAMETER_LAYOUT, activation_word, wide_word
+from twillcore.hw.lut_array import beat_to_shadow
 from twillcore.hw.multiplier import multiply_wide
 from twillcore.hw.ports import PHASE_BITS, read_port, write_port
 from twillcore.hw.sequencer import TILE
@@ -21,6 +22,17 @@ def table_port(config: Config):
     """Return the port through which LOAD writes function tables: 4 entries per 64 bits of bus."""
     entries = 4 * max(1, config.axi_data_bits // 64)
     return write_port(ceil_log2(TABLE_ENTRIES // entries), data.ArrayLayout(signed(16), entries))
+
+
+def drain_source(config: Config):
+    """Return what a core and the drain say to each other, seen from the core."""
+    return wiring.Signature({
+        "tile": Out(wiring.Signature({"valid": Out(1), "payload": Out(TILE)})),
+        "release": In(1),
+        "column": Out(data.ArrayLayout(signed(config.accumulator_bits), config.lanes)),
+        "shift": In(1),
+        "done": In(1),
+    })  # fmt: skip
 
 
 class Drain(wiring.Component):
@@ -38,6 +50,11 @@ class Drain(wiring.Component):
     marks the last word of an instruction. START_PHASE is such that reads and writes meet their
     slots. There is no backpressure: ``release`` says from when on a tile may end.
 
+    With a LUT core there are two sources, whose tiles drain one at a time: of two that wait, the
+    one whose ``tile`` came first, of two that came in one cycle the DSP core's. A tile of the LUT
+    core starts :func:`twillcore.hw.lut_array.beat_to_shadow` - 2 cycles after its last beat at the
+    earliest. It keeps no row maxima, and does not disturb those of the other core.
+
     Members
     -------
     phase : In
@@ -52,6 +69,8 @@ class Drain(wiring.Component):
     table : In(write_port)
         Function table; address and data in rows, see :func:`table_port`.
     done : Out(1)
+    lut : In(drain_source(config))
+        With a LUT core: its ``tile``, ``release``, ``column``, ``shift`` and ``done``.
     """
 
     BEAT_TO_START = 5
@@ -61,12 +80,12 @@ class Drain(wiring.Component):
     def __init__(self, config: Config):
         self._config = config
         lanes = config.lanes
-        super().__init__({
+        source = drain_source(config)
+        self._to_start = [self.BEAT_TO_START]
+        if config.lut_columns:
+            self._to_start.append(beat_to_shadow(config.block) - 2)
+        super().__init__(dict(source.flip().members) | {
             "phase": In(PHASE_BITS),
-            "tile": In(wiring.Signature({"valid": Out(1), "payload": Out(TILE)})),
-            "release": Out(1),
-            "column": In(data.ArrayLayout(signed(config.accumulator_bits), lanes)),
-            "shift": Out(1),
             "parameter": Out(read_port(16, PARAMETER_LAYOUT)),
             "lane_scale": Out(read_port(10, data.ArrayLayout(LANE_SCALE, lanes))),
             "wide_read": Out(read_port(16, wide_word(config))),
@@ -75,8 +94,7 @@ class Drain(wiring.Component):
             "wide_write": Out(write_port(16, wide_word(config))),
             "row_maximum": Out(write_port(10, data.ArrayLayout(signed(16), lanes))),
             "table": In(table_port(config)),
-            "done": Out(1),
-        })  # fmt: skip
+        } | ({"lut": In(source)} if config.lut_columns else {}))  # fmt: skip
 
     def elaborate(self, platform):
         m = Module()
@@ -100,6 +118,10 @@ class Drain(wiring.Component):
         self._write(m, pipe, tile, value, narrow)
         return m
 
+    def _sources(self):
+        """Return what the cores are connected to: the DSP core's, and the LUT core's if any."""
+        return [self, self.lut] if self._config.lut_columns else [self]
+
     def _columns(self, m, begin, new_tile, name):
         """Count the columns of a tile from the cycle after ``begin`` on.
 
@@ -107,7 +129,8 @@ class Drain(wiring.Component):
         """
         tile = Signal(TILE, name=name)
         active = Signal(name=f"{name}_active")
-        column = Signal(range(self._config.dsp_columns), name=f"{name}_column")
+        columns = max(self._config.dsp_columns, self._config.lut_columns)
+        column = Signal(range(columns), name=f"{name}_column")
         last_column = Signal(name=f"{name}_last_column")
         m.d.comb += last_column.eq(column == tile.last_drained)
         with m.If(active):
@@ -120,34 +143,52 @@ class Drain(wiring.Component):
         """Start tiles in their phase; drive the ``control`` of stage 0, return its tile."""
         config = self._config
 
-        # One tile may wait while the one before drains.
-        waiting = Signal()
-        waiting_tile = Signal(TILE)
-        settled = Signal(range(self.BEAT_TO_START))  # cycles until the tile may start
-        start = Signal()  # in the cycle before S
-        active, column, last_column, tile = self._columns(m, start, waiting_tile, "tile")
-        m.d.comb += [
-            start.eq(
-                waiting
-                & (settled == 0)
-                & (self.phase == self.START_PHASE - 1)
-                & (~active | last_column)
-            ),
-            # A last beat BEAT_TO_START cycles before the end of the drain has its sums in the
-            # shadow just after the shadow's last column has left.
-            self.release.eq(active & (column == tile.last_drained - self.BEAT_TO_START)),
-        ]
-        with m.If(settled != 0):
-            m.d.sync += settled.eq(settled - 1)
-        with m.If(start):
-            m.d.sync += waiting.eq(0)
-        with m.If(self.tile.valid):
-            m.d.sync += [
-                waiting.eq(1),
-                waiting_tile.eq(self.tile.payload),
-                settled.eq(self.BEAT_TO_START - 2),
+        # One tile of each source may wait while the one before drains.
+        sources = self._sources()
+        lut_first = Signal()  # of two that wait
+        starts = [Signal(name=f"start_{n}") for n in range(len(sources))]  # in the cycle before S
+        waiting = [Signal(name=f"waiting_{n}") for n in range(len(sources))]
+        waiting_tile = [Signal(TILE, name=f"waiting_tile_{n}") for n in range(len(sources))]
+        start = Cat(starts).any()
+        start_tile = Signal(TILE)
+        m.d.comb += start_tile.eq(Mux(starts[-1], waiting_tile[-1], waiting_tile[0]))
+        active, column, last_column, tile = self._columns(m, start, start_tile, "tile")
+        if len(sources) > 1:
+            with m.If(sources[0].tile.valid):
+                m.d.sync += lut_first.eq(waiting[1])
+            with m.Elif(sources[1].tile.valid):
+                m.d.sync += lut_first.eq(0)
+            mine = [~(waiting[1] & lut_first), ~waiting[0] | lut_first]
+        else:
+            mine = [Const(1)]
+        for n, (source, to_start) in enumerate(zip(sources, self._to_start, strict=True)):
+            settled = Signal(range(to_start), name=f"settled_{n}")  # cycles until it may start
+            release_column = tile.last_drained - to_start
+            if to_start >= config.block:  # not before the drain has started
+                release_column = Mux(tile.last_drained < to_start, 0, release_column)
+            m.d.comb += [
+                starts[n].eq(
+                    waiting[n]
+                    & mine[n]
+                    & (settled == 0)
+                    & (self.phase == self.START_PHASE - 1)
+                    & (~active | last_column)
+                ),
+                # A last beat ``to_start`` cycles before the end of the drain has its sums in the
+                # shadow just after the shadow's last column has left.
+                source.release.eq(active & (tile.lut == n) & (column == release_column)),
             ]
-        begin, begin_tile = start, waiting_tile
+            with m.If(settled != 0):
+                m.d.sync += settled.eq(settled - 1)
+            with m.If(starts[n]):
+                m.d.sync += waiting[n].eq(0)
+            with m.If(source.tile.valid):
+                m.d.sync += [
+                    waiting[n].eq(1),
+                    waiting_tile[n].eq(source.tile.payload),
+                    settled.eq(to_start - 2),
+                ]
+        begin, begin_tile = start, start_tile
         if window_cycles(config):
             # Until here all cycles are those of steps; the columns come a frame later.
             assert window_cycles(config) == FRAME_CYCLES
@@ -178,6 +219,7 @@ class Drain(wiring.Component):
             control.residual_narrow.eq(tile.residual_narrow),
             control.residual_shift.eq(tile.residual_shift),
             control.function.eq(tile.function),
+            control.lut.eq(tile.lut),
         ]
         return tile
 
@@ -189,15 +231,21 @@ class Drain(wiring.Component):
         with m.If(stage[1].valid):
             m.d.sync += entry.eq(self.parameter.data)
         m.d.comb += [
-            self.shift.eq(stage[2].valid),
+            *(
+                source.shift.eq(stage[2].valid & (stage[2].lut == n))
+                for n, source in enumerate(self._sources())
+            ),
             # So that data arrive with those of column 0 in stage 2. Later columns keep them.
             self.lane_scale.address.eq(stage[1].lane),
             self.lane_scale.enable.eq(stage[1].valid & stage[1].first & stage[1].lane_scaled),
         ]
 
         total_bits = max(self._config.accumulator_bits, 32) + 1
+        column = [self.column[lane] for lane in lanes]
+        if self._config.lut_columns:
+            column = [Mux(stage[2].lut, self.lut.column[lane], column[lane]) for lane in lanes]
         total = pipe.registers(
-            2, signed(total_bits), [c + entry.bias for c in self.column], "biased"
+            2, signed(total_bits), [c + entry.bias for c in column], "biased"
         )
         multiplier = [
             Signal(signed(18), name=f"multiplier_{lane}", reset_less=True) for lane in lanes
@@ -396,8 +444,9 @@ class Drain(wiring.Component):
                 m.d.sync += [
                     wide_lane.eq(Cat(wide_lane[16:], v)),
                     narrow_lane.eq(Cat(narrow_lane[8:], narrow[lane])),
-                    maximum.eq(Mux(last.fresh | (v > maximum), v, maximum)),
                 ]
+            with m.If(last.valid & ~last.lut):
+                m.d.sync += maximum.eq(Mux(last.fresh | (v > maximum), v, maximum))
             m.d.comb += [
                 self.wide_write.data[lane].eq(wide_lane),
                 self.activation_write.data[lane].eq(narrow_lane),
@@ -413,6 +462,7 @@ class Drain(wiring.Component):
             "keep_maximum": 1,
             "maximum": 10,
             "done": 1,
+            "lut": 1,
         })  # fmt: skip
         frames = [Signal(word, name=f"word_{n}") for n in range(4)]
         address = Signal(16)
@@ -424,6 +474,7 @@ class Drain(wiring.Component):
             frames[0].keep_maximum.eq(last_column & tile.keep_maximum & tile.last_column),
             frames[0].maximum.eq(tile.maximum),
             frames[0].done.eq(last_column & tile.last),
+            frames[0].lut.eq(tile.lut),
         ]
         with m.If(self.phase == self.START_PHASE - 1):
             m.d.sync += [frames[n].eq(frames[n - 1]) for n in range(1, 4)]
@@ -441,7 +492,10 @@ class Drain(wiring.Component):
             self.wide_write.enable.eq(slot & written.valid & written.wide),
             self.row_maximum.address.eq(written.maximum),
             self.row_maximum.enable.eq(slot & written.keep_maximum),
-            self.done.eq(slot & written.done),
+            *(
+                source.done.eq(slot & written.done & (written.lut == n))
+                for n, source in enumerate(self._sources())
+            ),
         ]
 
 
@@ -468,6 +522,7 @@ class _Pipeline:
             "residual_narrow": 1,
             "residual_shift": 5,
             "function": 2,
+            "lut": 1,
         })  # fmt: skip
         self.stage = [Signal(control, name=f"stage_{n}") for n in range(stages + 1)]
         m.d.sync += [later.eq(stage) for stage, later in itertools.pairwise(self.stage)]

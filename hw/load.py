@@ -11,6 +11,7 @@ from twillcore.hw.layouts import (
     INDEX_BITS,
     activation_word,
     instruction_layout,
+    plane_row,
     weight_row,
     wide_word,
 )
@@ -34,6 +35,9 @@ DESTINATION = data.StructLayout({
     "runs": 12,
 })  # fmt: skip
 
+#: Memories of 64-bit entries, of which one beat is written at once.
+ENTRY_MEMORIES = (Memory.PARAMETER, Memory.NORM, Memory.TABLE, Memory.TAP)
+
 _ADDRESS_BITS = 17  # one more than addresses have, to see them pass the end
 
 
@@ -48,6 +52,7 @@ def row_beats(memory: Memory, config: Config) -> int:
         Memory.ACTIVATION: config.word_bytes,
         Memory.WIDE: 2 * config.word_bytes,
         Memory.WEIGHT: config.dsp_columns,
+        Memory.LUT_WEIGHT: config.lut_columns * config.block // 8,
     }
     return max(1, row_bytes.get(memory, PARAMETER_BYTES) // config.axi_bytes)
 
@@ -62,6 +67,7 @@ def depth_rows(memory: Memory, config: Config) -> int:
         Memory.PARAMETER: config.parameter_depth // entries,
         Memory.NORM: config.norm_depth // entries,
         Memory.TABLE: TABLE_BYTES // PARAMETER_BYTES // entries,
+        Memory.LUT_WEIGHT: config.lut_weight_depth,
         Memory.TAP: config.tap_depth // entries,
     }.get(memory, 0)
 
@@ -109,6 +115,8 @@ class LoadEngine(wiring.Component):
     activation_write, wide_write
         Write ports, used in ``LOAD_WRITE`` slots only.
     weight_write : Out(write_port(16, weight_row(config)))
+    lut_weight_write : Out(write_port(16, plane_row(config)))
+        With a LUT core only.
     parameter_write, norm_write, tap_write
         Write ports; addresses count rows of :func:`entries_per_row` entries.
     table_write
@@ -134,6 +142,11 @@ class LoadEngine(wiring.Component):
                 "tap_write": Out(write_port(16, entry_row)),
                 "table_write": Out(write_port(table_bits, table_row)),
             }
+            | (
+                {"lut_weight_write": Out(write_port(16, plane_row(config)))}
+                if config.lut_columns
+                else {}
+            )
         )
 
     def elaborate(self, platform):
@@ -193,7 +206,7 @@ class LoadEngine(wiring.Component):
             for memory in Memory:
                 if depth_rows(memory, config):
                     with m.Case(memory):
-                        m.d.comb += in_entries.eq(memory >= Memory.PARAMETER)
+                        m.d.comb += in_entries.eq(memory in ENTRY_MEMORIES)
             absent = [C(m_, 3) for m_ in range(8) if not self._present(m_)]
             for memory in absent:
                 with m.Case(memory.value):
@@ -428,6 +441,7 @@ class LoadEngine(wiring.Component):
         # All others are written at once.
         for memory, port in (
             (Memory.WEIGHT, self.weight_write),
+            *([(Memory.LUT_WEIGHT, self.lut_weight_write)] if config.lut_columns else []),
             (Memory.PARAMETER, self.parameter_write),
             (Memory.NORM, self.norm_write),
             (Memory.TAP, self.tap_write),

@@ -12,9 +12,19 @@ _PLANES = 8  # of the widest weight
 _MUX = 4  # columns that share a multiplexer in front of the output: what a 6-input LUT selects from
 
 
-def stages(block: int) -> int:
+def plane_cycles(block: int) -> int:
     """Return how many cycles it takes to add up one plane of a block: one per pair of positions."""
     return block // 2
+
+
+def beat_to_sum(block: int) -> int:
+    """Return the cycles from the last beat of a tile to its sums in the accumulators."""
+    return 5 + plane_cycles(block)
+
+
+def beat_to_shadow(block: int) -> int:
+    """Return the cycles from the last beat of a tile to its column 0 on ``column``."""
+    return 8 + plane_cycles(block)
 
 
 class LutArray(wiring.Component):
@@ -33,7 +43,7 @@ class LutArray(wiring.Component):
     Stages, in cycles after the one in which the beat is issued, with q = ``block / 2``: 1 memory
     data, 2 held word and row in registers, 3 sums of pairs, 4 to 3 + q the sum of the plane, 4 + q
     block sum, 5 + q accumulator, 6 + q shadow. Column 0 of a tile with ``finish`` stands on
-    ``column`` from 8 + q on (:attr:`beat_to_shadow`), and the next tile starts afresh. There is no
+    ``column`` from 8 + q on (:func:`beat_to_shadow`), and the next tile starts afresh. There is no
     backpressure: who issues such a beat makes sure that at least the last column of the tile before
     has been reached by then. Each cycle with ``shift`` brings the next column.
 
@@ -54,8 +64,6 @@ class LutArray(wiring.Component):
 
     def __init__(self, config: Config):
         self._config = config
-        self.beat_to_sum = 5 + stages(config.block)
-        self.beat_to_shadow = 8 + stages(config.block)
         super().__init__({
             "beat": In(BEAT),
             "activation": In(activation_word(config)),
@@ -68,13 +76,14 @@ class LutArray(wiring.Component):
         m = Module()
         config = self._config
         lanes, columns, bits = config.lanes, config.lut_columns, config.accumulator_bits
-        pairs = stages(config.block)
+        pairs = plane_cycles(config.block)
         growth = config.block.bit_length() - 1
         plane_bits = 8 + growth  # -128 * block .. 127 * block
+        to_sum = beat_to_sum(config.block)
         block_bits = plane_bits + _PLANES  # up to 128 * 128 * block, itself included
 
         beat = [self.beat]  # beat[n]: n cycles after its issue
-        for cycle in range(1, self.beat_to_sum + 1):
+        for cycle in range(1, to_sum + 1):
             stage = Signal(BEAT, name=f"beat_{cycle}")
             m.d.sync += stage.eq(beat[-1])
             beat.append(stage)
@@ -148,7 +157,7 @@ class LutArray(wiring.Component):
                 with m.If(ends.valid & ends.block_end):
                     m.d.sync += accumulator.eq(block_sum + Mux(clear, 0, accumulator))
                 accumulators.append(accumulator)
-        self._unload(m, accumulators, beat[self.beat_to_sum])
+        self._unload(m, accumulators, beat[to_sum])
         return m
 
     def _unload(self, m, accumulators, beat):

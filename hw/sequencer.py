@@ -8,7 +8,7 @@ from twillcore.config import Config
 from twillcore.hw.layouts import INDEX_BITS, ISSUED, activation_word, instruction_layout
 from twillcore.hw.ports import ERROR, gather_port
 from twillcore.hw.window import Window, tap_port
-from twillcore.isa import Cause, Function, Opcode
+from twillcore.isa import Cause, Engine, Function, Opcode
 from twillcore.timing import window_cycles
 
 #: What the array does with the word and the row that it gets in the following cycle.
@@ -40,8 +40,11 @@ TILE = data.StructLayout({
     "last_column": 1,  # last tile of its row tile
     "maximum": 10,
     "last_drained": 7,  # number of the last column that is drained, in its tile
+    "lut": 1,  # it is the LUT core's
     "last": 1,  # last tile of its instruction
 })  # fmt: skip
+
+MOST_BITS = 8  # of a weight of the LUT core
 
 ADDRESS_PORT = wiring.Signature({"address": Out(16), "enable": Out(1)})
 
@@ -70,6 +73,8 @@ class Sequencer(wiring.Component):
     Parameters
     ----------
     config : Config
+    engine : Engine
+        GEMM or LUT: whose opcodes, columns and weight memory.
     refusable : bool
         ``grant`` may be low: the core shares its port with another. The two reads of a block then
         need not follow each other at once, and a block of stride 2 takes a step more than beats.
@@ -106,8 +111,11 @@ class Sequencer(wiring.Component):
     error : Out(ERROR)
     """
 
-    def __init__(self, config: Config, refusable: bool = False):
+    def __init__(
+        self, config: Config, engine: Engine = Engine.GEMM, refusable: bool = False
+    ):
         self._config = config
+        self._engine = engine
         self._refusable = refusable
         super().__init__({
             "instruction": In(stream.Signature(ISSUED)),
@@ -132,6 +140,10 @@ class Sequencer(wiring.Component):
         m = Module()
         config = self._config
         layout = instruction_layout(Opcode.GEMM)
+        is_lut = self._engine == Engine.LUT
+        columns = config.lut_columns if is_lut else config.dsp_columns
+        columns_words = columns // config.block
+        weight_depth = config.lut_weight_depth if is_lut else config.weight_depth
 
         offered = data.View(layout, self.instruction.payload.word)
         accept = Signal()  # a GEMM
@@ -152,7 +164,9 @@ class Sequencer(wiring.Component):
         defined = Signal()  # the last cycle of that
         known = Signal()
         if config.tap_depth:
-            m.d.comb += is_window.eq(offered.opcode == Opcode.WINDOW)
+            m.d.comb += is_window.eq(
+                offered.opcode == (Opcode.LUT_WINDOW if is_lut else Opcode.WINDOW)
+            )
             with m.If(defined):
                 m.d.sync += setting.eq(0)
             with m.If(define):
@@ -289,9 +303,9 @@ class Sequencer(wiring.Component):
         with m.If(accept):
             m.d.sync += long_stride.eq(offered.a_row_stride + window.line_stride)
 
-        words = Signal(range(config.words_per_tile + 1))  # that are drained per tile
-        drained_columns = Signal(range(config.dsp_columns + 1))
-        offered_words = Mux(offered.words == 0, config.words_per_tile, offered.words)
+        words = Signal(range(columns_words + 1))  # that are drained per tile
+        drained_columns = Signal(range(columns + 1))
+        offered_words = Mux(offered.words == 0, columns_words, offered.words)
         m.d.comb += drained_columns.eq(words * config.block)
         with m.If(accept):
             m.d.sync += words.eq(offered_words)
@@ -350,7 +364,7 @@ class Sequencer(wiring.Component):
             finish.eq(step & tile_end & ~now.hold),
             activation_fault.eq(~now.windowed & (activation >= config.activation_depth)),
             row_fault.eq(
-                Mux(now.operand, weight >= config.operand_depth, weight >= config.weight_depth)
+                Mux(now.operand, weight >= config.operand_depth, weight >= weight_depth)
             ),
             tile_fault.eq(
                 (parameter > last_parameter)
@@ -455,6 +469,7 @@ class Sequencer(wiring.Component):
             tile.last_column.eq(last_inner),
             tile.maximum.eq(maximum),
             tile.last_drained.eq(drained_columns - 1),
+            tile.lut.eq(is_lut),
             tile.last.eq(end),
         ]
 
@@ -467,7 +482,7 @@ class Sequencer(wiring.Component):
                 self.error.index.eq(index),
             ]
         with m.Elif(
-            (accept & _illegal(offered, config, known))
+            (accept & _illegal(offered, config, self._engine, known))
             | (define & _illegal_window(offered_window, config))
         ):
             m.d.sync += [
@@ -479,19 +494,25 @@ class Sequencer(wiring.Component):
         return m
 
 
-def _illegal(offered, config, window_known):
-    """Return whether an operand is one that no GEMM may have."""
+def _illegal(offered, config, engine, window_known):
+    """Return whether an operand is one that no GEMM of the core may have."""
+    opcode, most_beats, columns = Opcode.GEMM, config.block, config.dsp_columns
+    absent = Const(0)  # what the core cannot do
+    if engine == Engine.LUT:
+        opcode, most_beats, columns = Opcode.LUT_GEMM, MOST_BITS, config.lut_columns
+        absent = offered.operand | offered.counted | offered.pool | offered.keep_maximum
     several_tiles = (offered.row_tiles != 1) | (offered.column_tiles != 1)
     several_beats = (offered.blocks != 1) | (offered.beats != 1)
     functions = Function if config.function_table else (Function.NONE, Function.RELU)
     return (
-        (offered.opcode != Opcode.GEMM)
+        (offered.opcode != opcode)
+        | absent
         | (offered.row_tiles == 0)
         | (offered.column_tiles == 0)
         | (offered.blocks == 0)
         | (offered.beats == 0)
-        | (offered.beats > config.block)
-        | (offered.words > config.words_per_tile)
+        | (offered.beats > most_beats)
+        | (offered.words > columns // config.block)
         | (offered.windowed & ~window_known)
         | (offered.pool & (~offered.windowed | several_beats))
         | (offered.keep_maximum & ~offered.columns_inner)

@@ -2,8 +2,9 @@
 
 No cycle is stepped that changes nothing. DISPATCH, the token gates and the engines are formulas
 (``sim/timing_*.py``), resolved as soon as what they depend on is known; only the read channels that
-FETCH and LOAD share need their cycles in order (:mod:`twillcore.sim.read_path`). It equals the RTL
-in every start and end and in every counter; ``tests/agree/test_engines.py`` holds it to that.
+FETCH and LOAD share (:mod:`twillcore.sim.read_path`), and two GEMM cores where there are two
+(:mod:`twillcore.sim.timing_cores`), need their cycles in order. It equals the RTL in every start
+and end and in every counter; ``tests/agree/test_engines.py`` holds it to that.
 """
 
 import time
@@ -22,6 +23,7 @@ from twillcore.result import Result, Span
 from twillcore.sim.functional import FunctionalEngine, decode_program
 from twillcore.sim.machine_error import MachineError
 from twillcore.sim.read_path import ReadPath
+from twillcore.sim.timing_cores import CoresTiming
 from twillcore.sim.timing_gemm import GemmTiming
 from twillcore.sim.timing_load import LoadTiming
 from twillcore.sim.timing_store import StoreTiming
@@ -120,6 +122,8 @@ class Timeline:
         self._store = StoreTiming(config, dram)
         self._gemm = GemmTiming(config)
         self._gemm_steps: list[tuple[int, int, int]] = []  # busy, blocked, last step
+        # Two cores depend on each other, so there is no formula for either.
+        self._cores = CoresTiming(config) if config.lut_columns else None
         self._read_path = ReadPath(config, dram, self._load)
 
     def run(self) -> None:
@@ -130,11 +134,18 @@ class Timeline:
         MachineError
             If an instruction waits for ever, or a token counter overflows.
         """
-        path = self._read_path
-        known: tuple = ()  # what the read path had found out when the rest was last resolved
-        while (cycle := path.next_cycle()) is not None:
-            path.step(cycle)
-            if known != (known := path.known()):
+        path, cores = self._read_path, self._cores
+        known: tuple = ()  # what had been found out when the rest was last resolved
+        while True:
+            cycle = cores.next_cycle if cores else None
+            waking = path.next_cycle
+            if waking is not None and (cycle is None or waking <= cycle):
+                path.step(waking)
+            elif cycle is not None:
+                cores.step(cycle)
+            else:
+                break
+            if known != (known := (path.known(), cores.known() if cores else 0)):
                 self._resolve()
         ends = [queue.ends for queue in self._queues.values()]
         if sum(map(len, ends)) < len(self.program) - 1:
@@ -149,7 +160,10 @@ class Timeline:
 
     def _resolve(self) -> None:
         """Dispatch and start whatever is determined by what is known."""
-        self._collect_loads()
+        self._collect(Engine.LOAD, self._load.retired)
+        if self._cores:
+            for engine, core in self._cores.cores.items():
+                self._collect(engine, core.retired)
         progress = True
         while progress:
             progress = self._dispatch()
@@ -157,9 +171,9 @@ class Timeline:
                 while self._start(engine, queue):
                     progress = True
 
-    def _collect_loads(self) -> None:
-        queue = self._queues[Engine.LOAD]
-        for end in self._load.retired[len(queue.ends) :]:
+    def _collect(self, engine: Engine, retired: list[int]) -> None:
+        queue = self._queues[engine]
+        for end in retired[len(queue.ends) :]:
             self._end(queue, end)
 
     def _dispatch(self) -> bool:
@@ -214,6 +228,8 @@ class Timeline:
             return self._load.earliest
         if engine is Engine.STORE:
             return self._store.earliest
+        if self._cores and engine in self._cores.cores:
+            return self._cores.cores[engine].earliest
         if engine is Engine.GEMM:
             return self._gemm.earliest
         return next_start(queue.ends[-1]) if queue.ends else 0
@@ -223,6 +239,9 @@ class Timeline:
             self._read_path.wake(self._load.accept(i.operands, start))
         elif engine is Engine.STORE:
             self._end(queue, self._store.accept(i.operands, start))
+        elif self._cores and engine in self._cores.cores:
+            self._cores.accept(engine, i, start)
+            self._collect(engine, self._cores.cores[engine].retired)  # WINDOW's end is known
         elif engine is Engine.GEMM:
             times = self._gemm.accept(i, start)
             self._gemm_steps.append((times.busy, times.blocked, times.last_step))
@@ -288,10 +307,11 @@ class Timeline:
         queue = self._queues[engine]
         counts = dict.fromkeys(Counter, 0)
         flight = [(start + 1, end) for start, end in zip(queue.starts, queue.ends, strict=True)]
-        if engine is Engine.GEMM:
-            counts[Counter.BUSY] = sum(busy for busy, _, _ in self._gemm_steps)
-            counts[Counter.BLOCKED] = sum(blocked for _, blocked, _ in self._gemm_steps)
-            lasts = [last for _, _, last in self._gemm_steps]
+        if engine in (Engine.GEMM, Engine.LUT):
+            steps = self._cores.cores[engine].times if self._cores else self._gemm_steps
+            counts[Counter.BUSY] = sum(busy for busy, _, _ in steps)
+            counts[Counter.BLOCKED] = sum(blocked for _, blocked, _ in steps)
+            lasts = [last for _, _, last in steps]
             active = union(
                 (start + 1, last) for start, last in zip(queue.starts, lasts, strict=True)
             )

@@ -261,7 +261,8 @@ class _Machine:
         if i["pool"]:
             require(i["windowed"] and i["blocks"] == i["beats"] == 1, "pools what is no window")
         if lut:
-            require(not (i["operand"] or i["counted"] or i["pool"]), "not on the LUT core")
+            for name in ("operand", "counted", "pool", "keep_maximum"):
+                require(not i[name], f"{name} is not for the LUT core")
         if i["windowed"]:
             require(core in self.windows, "no window has been set")
         acc = self.sums(i)

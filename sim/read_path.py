@@ -39,7 +39,7 @@ class FetchBurst:
 class ReadPath:
     """FETCH, the address stage of LOAD, the port that merges their requests, and the memory.
 
-    :meth:`step` is called with the ascending cycles that :meth:`next_cycle` gives. Whoever changes
+    :meth:`step` is called with the ascending cycles that :attr:`next_cycle` gives. Whoever changes
     something that counts from some cycle on wakes it for that cycle.
 
     Attributes
@@ -73,14 +73,10 @@ class ReadPath:
         """Let :meth:`step` run in ``cycle``."""
         heapq.heappush(self._wakes, cycle)
 
+    @property
     def next_cycle(self) -> int | None:
-        """Remove and return the next cycle to step through; None: nothing will ever change."""
-        if not self._wakes:
-            return None
-        cycle = heapq.heappop(self._wakes)
-        while self._wakes and self._wakes[0] == cycle:
-            heapq.heappop(self._wakes)
-        return cycle
+        """The next cycle to step through; None: nothing will ever change."""
+        return self._wakes[0] if self._wakes else None
 
     def known(self) -> tuple:
         """Return what changes whenever a step found out something that others wait for."""
@@ -93,6 +89,8 @@ class ReadPath:
 
     def step(self, cycle: int) -> None:
         """Do what happens at the end of ``cycle``."""
+        while self._wakes and self._wakes[0] == cycle:
+            heapq.heappop(self._wakes)
         while self._ends and self._ends[0] < cycle:
             self._ends.popleft()
         while self._leaving and self._leaving[0] < cycle:

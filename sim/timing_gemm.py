@@ -47,6 +47,39 @@ class GemmTimes:
     blocked: int  # cycles in which a step waits for the drain, or a window is set
 
 
+@dataclass(frozen=True)
+class TileShape:
+    """What a core does in a tile."""
+
+    blocks: int  # of all taps
+    block_steps: int
+    reads: int  # of activations, in the first steps of a block
+    pair: bool  # the last two steps wait together for the drain, else the last one waits alone
+
+    @property
+    def steps(self) -> int:
+        """Steps of the whole tile."""
+        return self.blocks * self.block_steps
+
+
+def tile_shape(
+    g: Mapping[str, int], window: Mapping[str, int], refusable: bool = False
+) -> TileShape:
+    """Return the shape of the tiles of a GEMM with operands ``g``.
+
+    ``refusable``: the core's reads may have to wait, so those of a block cannot follow each other
+    at once, and a block that is read twice takes a step more than beats.
+    """
+    if not g["windowed"]:
+        return TileShape(g["blocks"], g["beats"], 1, False)
+    blocks = window["taps"] * g["blocks"]
+    if window["stride"] != 2:
+        return TileShape(blocks, g["beats"], 1, False)
+    if refusable:
+        return TileShape(blocks, g["beats"] + 1, 2, False)
+    return TileShape(blocks, max(g["beats"], 2), 2, g["beats"] == 2)
+
+
 class GemmTiming:
     """The engine's state between instructions, as far as time depends on it."""
 
@@ -75,7 +108,8 @@ class GemmTiming:
             last += self._config.lanes + DEFINE_CYCLES
             end = last + to_beat + BEAT_TO_SUM
         else:
-            steps, pair = self._tile_steps(instruction.operands)
+            shape = tile_shape(instruction.operands, self._window)
+            steps, pair = shape.steps, shape.pair
             tiles = instruction["row_tiles"] * instruction["column_tiles"]
             busy = tiles * steps
             if instruction["hold"]:
@@ -89,14 +123,6 @@ class GemmTiming:
         self._retired.append(retire)
         return GemmTimes(last, retire, busy, last - start - busy)
 
-    def _tile_steps(self, g: Mapping[str, int]) -> tuple[int, bool]:
-        """Return the steps of a tile, and whether the last two of them wait together."""
-        if not g["windowed"]:
-            return g["blocks"] * g["beats"], False
-        strided = self._window["stride"] == 2
-        block = max(g["beats"], 2) if strided else g["beats"]
-        return self._window["taps"] * g["blocks"] * block, strided and g["beats"] == 2
-
     def _drain_tiles(
         self, g: Mapping[str, int], start: int, tiles: int, steps: int, pair: bool
     ) -> int:
@@ -109,13 +135,13 @@ class GemmTiming:
         independent = steps >= columns + FRAME_CYCLES - 1 + pair
         for _ in range(min(tiles, 1) if independent else tiles):
             last = max(last + steps, self._drain_end - to_start + pair)
-            self._drain_end = _next_start(last + to_start) + columns
+            self._drain_end = next_drain_start(last + to_start) + columns
         if independent:
             last += (tiles - 1) * steps
-            self._drain_end = _next_start(last + to_start) + columns
+            self._drain_end = next_drain_start(last + to_start) + columns
         return last
 
 
-def _next_start(cycle: int) -> int:
+def next_drain_start(cycle: int) -> int:
     """Round up to the phase in which a drain starts."""
     return cycle + (START_PHASE - cycle) % FRAME_CYCLES

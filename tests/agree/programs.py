@@ -104,6 +104,11 @@ def random_program(seed: int, config: Config = TINY, length: int | None = None) 
     program.place(rng.integers(0, 256, 1 << 18, np.uint8).tobytes())
     length = length or int(rng.integers(1, 40))
     makers: list[Callable] = [_load, _store, _gemm, _move, _softmax, _layer_norm, _elementwise]
+    if config.lut_columns:
+        makers += [_on_lut(_gemm), _both_cores_busy(rng)]
+        if config.tap_depth:
+            makers += [_on_lut(_window), _on_lut(_windowed_gemm)]
+            program.add(Opcode.LUT_WINDOW, **_window(rng, config)[1])
     if config.tap_depth:
         makers += [_window, _windowed_gemm]
         program.add(Opcode.WINDOW, **_window(rng, config)[1])  # a windowed GEMM needs one
@@ -128,7 +133,7 @@ def random_program(seed: int, config: Config = TINY, length: int | None = None) 
 def random_chain(seed: int, config: Config = TINY, length: int = 12) -> Image:
     """Return a program of GEMMs (through windows, if there are any) on random memories.
 
-    One instruction after the other; all activations and wide words are outputs.
+    The cores work side by side; all activations and wide words are outputs.
     """
     rng = np.random.default_rng(seed)
     program = Program(config)
@@ -141,6 +146,7 @@ def random_chain(seed: int, config: Config = TINY, length: int = 12) -> Image:
         (Memory.ACTIVATION, config.activation_depth, config.word_bytes),
         (Memory.WIDE, config.wide_depth, 2 * config.word_bytes),
         (Memory.WEIGHT, config.weight_depth, config.dsp_columns),
+        (Memory.LUT_WEIGHT, config.lut_weight_depth, config.lut_columns * config.block // 8),
         (Memory.TABLE, 64 * config.function_table, 8),
     ):
         load(memory, depth, program.place(rng.bytes(depth * unit_bytes)))
@@ -156,12 +162,17 @@ def random_chain(seed: int, config: Config = TINY, length: int = 12) -> Image:
         load(Memory.TAP, config.tap_depth, program.place(np.array(entries, "<u8").tobytes()))
         program.add(Opcode.WINDOW, **_window(rng, config)[1])
         makers += [_window, _windowed_gemm]
+    if config.lut_columns:
+        if config.tap_depth:
+            program.add(Opcode.LUT_WINDOW, **_window(rng, config)[1])
+        makers += [_on_lut(maker) for maker in makers]
     for _ in range(length):
         opcode, operands = makers[int(rng.integers(len(makers)))](rng, config)
-        if opcode == Opcode.GEMM:
+        if opcode in (Opcode.GEMM, Opcode.LUT_GEMM):
             depth = config.wide_depth if operands["wide"] else config.activation_depth
-            # No GEMM reads what another one is about to write.
-            operands |= {"operand": 0, "lane_scaled": 0, "out": operands["out"] + depth // 2}
+            # No GEMM reads what another one is about to write, or writes where the other core does.
+            first = depth // 4 * (3 if opcode == Opcode.LUT_GEMM else 2)
+            operands |= {"operand": 0, "lane_scaled": 0, "out": first + operands["out"] % 40}
         program.add(opcode, **operands)
     for memory, kind, depth in (
         (Memory.ACTIVATION, "int8", config.activation_depth),
@@ -170,7 +181,15 @@ def random_chain(seed: int, config: Config = TINY, length: int = 12) -> Image:
         if depth:
             slot = program.slot(kind, kind, (1, depth * config.lanes, config.block), output=True)
             program.add(Opcode.STORE, memory=memory, dram=slot.address, count=depth, runs=1)
-    program.sequential()
+    # All loads, then the GEMMs of each core one after the other, then the stores.
+    of_engine = {
+        engine: [n for n, i in enumerate(program.instructions) if i.engine == engine]
+        for engine in (Engine.LOAD, Engine.GEMM, Engine.LUT, Engine.STORE)
+    }
+    for engine in (Engine.GEMM, Engine.LUT):
+        if of_engine[engine]:
+            program.depend(of_engine[Engine.LOAD][-1], of_engine[engine][0])
+            program.depend(of_engine[engine][-1], of_engine[Engine.STORE][0])
     return program.image()
 
 
@@ -275,6 +294,36 @@ def _gemm(rng, config):
     if wide and operands["columns_inner"] and rng.random() < 0.5:
         operands["keep_maximum"] = 1
     return Opcode.GEMM, operands
+
+
+def _on_lut(maker):
+    """Return a maker of what ``maker`` makes, for the LUT core."""
+
+    def lut_maker(rng, config):
+        opcode, operands = maker(rng, config)
+        if opcode == Opcode.WINDOW:
+            return Opcode.LUT_WINDOW, operands
+        for name in ("operand", "counted", "keep_maximum", "pool"):
+            operands[name] = 0
+        return Opcode.LUT_GEMM, operands | {"beats": int(rng.integers(1, 9))}
+
+    return lut_maker
+
+
+def _both_cores_busy(rng):
+    """Return a maker of GEMMs of either core that are long, of one shape and often in conflict."""
+    beats = [int(rng.integers(1, 9)) for _ in range(2)]
+
+    def maker(rng, config):
+        opcode, operands = rng.choice([_gemm, _on_lut(_gemm)])(rng, config)
+        if rng.random() < 0.7:
+            operands["beats"] = beats[opcode == Opcode.LUT_GEMM]
+        operands["blocks"] = _size(rng, 24)
+        if not (operands["hold"] or operands["accumulate"]):
+            operands |= {"row_tiles": _size(rng, 8), "column_tiles": 1}
+        return opcode, operands
+
+    return maker
 
 
 def _window(rng, config):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from twillcore.config import PRESETS
-from twillcore.hw.lut_array import LutArray
+from twillcore.hw.lut_array import LutArray, beat_to_shadow
 from twillcore.sim.bench import simulate
 
 TINY = PRESETS["tiny"].replace(lut_columns=8, lut_weight_depth=64)
@@ -21,6 +21,7 @@ def run_tiles(config, bits, seed, *, extreme=False, gap=0.2, tiles=12):
     """Run tiles of random length with ``bits``-bit weights and check every column of every one."""
     rng = np.random.default_rng(seed)
     dut = LutArray(config)
+    to_shadow = beat_to_shadow(config.block)
     lanes, block, columns = config.lanes, config.block, config.lut_columns
 
     def activations():
@@ -84,7 +85,7 @@ def run_tiles(config, bits, seed, *, extreme=False, gap=0.2, tiles=12):
                     while finish and cycle < free:
                         await tick({"valid": 0})
                     if finish:
-                        ready[cycle + dut.beat_to_shadow] = sums
+                        ready[cycle + to_shadow] = sums
                         free = cycle + columns  # as soon as it may be
                     next_data = held, plane(values, beat)
                     if beat:  # the word is held, whatever the port says
@@ -95,7 +96,7 @@ def run_tiles(config, bits, seed, *, extreme=False, gap=0.2, tiles=12):
                         "finish": int(finish),
                     })  # fmt: skip
                     data = next_data
-        for _ in range(dut.beat_to_shadow + columns):
+        for _ in range(to_shadow + columns):
             await tick({"valid": 0})
 
     simulate(dut, bench)

@@ -132,7 +132,7 @@ def model_reads(config, dram, instructions, load_offers, word_offers):
     starts, words = [], []
     next_start = next_word = None
     while len(load.retired) < len(instructions) or len(words) < len(word_offers):
-        cycle = path.next_cycle()
+        cycle = path.next_cycle
         if cycle == next_start:
             path.wake(load.accept(instructions[len(starts)].operands, cycle))
             starts.append(cycle)
