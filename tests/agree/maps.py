@@ -30,6 +30,15 @@ def random_map_graph(
     return builder.graph(seed)
 
 
+def random_map_inputs(graph: Graph, seed: int) -> dict[str, np.ndarray]:
+    """Return random int8 inputs."""
+    rng = np.random.default_rng((seed, 1))
+    return {
+        name: rng.integers(-128, 128, graph.tensors[name].shape).astype(np.int8)
+        for name in graph.inputs
+    }
+
+
 def random_weights(rng, shape, block: int, beats: int, lut: int = 0, bits: int = 8) -> np.ndarray:
     """Return int8 weights (N, .., K): N:B, but the last ``lut`` outputs are dense, of few bits."""
     k = shape[-1]

@@ -40,18 +40,10 @@ DSP_ONLY = CNN.replace(name="DSP core only", lanes=6, dsp_columns=16, lut_column
 BLOCK_16 = CNN.replace(name="block 16", block=16, dsp_columns=32, lut_columns=16)
 
 
-def random_inputs(graph, seed=0):
-    rng = np.random.default_rng((seed, 1))
-    return {
-        name: rng.integers(-128, 128, graph.tensors[name].shape).astype(np.int8)
-        for name in graph.inputs
-    }
-
-
 def check(graph, seed=0, strict=False):
     """Compile, run, compare; return the instructions."""
     image = compile_graph(graph)
-    inputs = random_inputs(graph, seed)
+    inputs = maps.random_map_inputs(graph, seed)
     result = FunctionalEngine(garbage=seed, strict=strict).run(image, inputs)
     for name, expected in run_graph(graph, inputs).items():
         np.testing.assert_array_equal(result.outputs[name], expected, err_msg=f"{name}\n{graph}")
@@ -72,7 +64,7 @@ def test_random_maps_equal_the_reference(config, first):
         except CompileError:
             refused += 1
             continue
-        inputs = random_inputs(graph, seed)
+        inputs = maps.random_map_inputs(graph, seed)
         # Strict: no lane that counts reads what is not there, not even one whose result is junk.
         result = FunctionalEngine(garbage=seed, strict=True).run(image, inputs)
         for name, expected in run_graph(graph, inputs).items():
