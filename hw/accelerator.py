@@ -159,13 +159,10 @@ class Accelerator(wiring.Component):
 
     def _join_memories(self, m, control, engines):
         config = self.config
-        load, store, gemm, vector = (
-            engines[engine] for engine in (Engine.LOAD, Engine.STORE, Engine.GEMM, Engine.VECTOR)
-        )
-        move = engines.get(Engine.MOVE)
+        load, store, gemm = (engines[e] for e in (Engine.LOAD, Engine.STORE, Engine.GEMM))
+        vector, move = (engines.get(e) for e in (Engine.VECTOR, Engine.MOVE))
 
         m.submodules.activation_memory = activation = ActivationMemory(config)
-        m.submodules.wide_memory = wide = WideMemory(config)
         m.submodules.weight_memory = weight = TwoPortMemory(
             ADDRESS_BITS, weight_row(config), config.weight_depth
         )
@@ -173,45 +170,54 @@ class Accelerator(wiring.Component):
         m.submodules.parameter_memory = parameter = ParameterMemory(
             config.parameter_depth, entries_per_beat
         )
-        m.submodules.row_maximum_memory = row_maximum = TwoPortMemory(
-            LANE_ADDRESS_BITS, data.ArrayLayout(signed(16), config.lanes), config.lane_depth
-        )
-        m.submodules.lane_scale_memory = lane_scale = TwoPortMemory(
-            LANE_ADDRESS_BITS, data.ArrayLayout(LANE_SCALE, config.lanes), config.lane_depth
-        )
-        m.d.comb += [activation.phase.eq(control.phase), wide.phase.eq(control.phase)]
+        m.d.comb += activation.phase.eq(control.phase)
 
         joints = [
             (gemm.activation, activation.gemm_read),
             (gemm.activation_read, activation.drain_read),
             (gemm.activation_write, activation.drain_write),
             (load.activation_write, activation.load_write),
-            (vector.activation_write, activation.vector_write),
-            (vector.activation_read_a, activation.vector_read_a),
-            (vector.activation_read_b, activation.vector_read_b),
             (store.activation_read, activation.store_read),
-            (gemm.wide_read, wide.drain_read),
-            (gemm.wide_write, wide.drain_write),
-            (load.wide_write, wide.load_write),
-            (vector.wide_write, wide.vector_write),
-            (vector.wide_read_a, wide.vector_read_a),
-            (vector.wide_read_b, wide.vector_read_b),
-            (store.wide_read, wide.store_read),
             (load.weight_write, weight.write),
             (gemm.weight, weight.read),
             (load.parameter_write, parameter.write),
             (gemm.parameter, parameter.read),
-            (load.table_write, gemm.table),
-            (gemm.row_maximum, row_maximum.write),
-            (vector.row_maximum, row_maximum.read),
-            (vector.lane_scale, lane_scale.write),
-            (gemm.lane_scale, lane_scale.read),
         ]
+        if config.function_table:
+            joints.append((load.table_write, gemm.table))
+        if vector is not None:
+            m.submodules.wide_memory = wide = WideMemory(config)
+            m.submodules.row_maximum_memory = row_maximum = TwoPortMemory(
+                LANE_ADDRESS_BITS, data.ArrayLayout(signed(16), config.lanes), config.lane_depth
+            )
+            m.submodules.lane_scale_memory = lane_scale = TwoPortMemory(
+                LANE_ADDRESS_BITS, data.ArrayLayout(LANE_SCALE, config.lanes), config.lane_depth
+            )
+            m.d.comb += wide.phase.eq(control.phase)
+            joints += [
+                (vector.activation_write, activation.vector_write),
+                (vector.activation_read_a, activation.vector_read_a),
+                (vector.activation_read_b, activation.vector_read_b),
+                (gemm.wide_read, wide.drain_read),
+                (gemm.wide_write, wide.drain_write),
+                (load.wide_write, wide.load_write),
+                (vector.wide_write, wide.vector_write),
+                (vector.wide_read_a, wide.vector_read_a),
+                (vector.wide_read_b, wide.vector_read_b),
+                (store.wide_read, wide.store_read),
+                (gemm.row_maximum, row_maximum.write),
+                (vector.row_maximum, row_maximum.read),
+                (vector.lane_scale, lane_scale.write),
+                (gemm.lane_scale, lane_scale.read),
+            ]
         if config.lut_columns:
             m.submodules.lut_weight_memory = lut_weight = TwoPortMemory(
                 ADDRESS_BITS, plane_row(config), config.lut_weight_depth
             )
-            joints += [(load.lut_weight_write, lut_weight.write), (gemm.lut_weight, lut_weight.read)]
+            joints += [
+                (load.lut_weight_write, lut_weight.write),
+                (gemm.lut_weight, lut_weight.read),
+            ]
         if config.tap_depth:
             joints.append((load.tap_write, gemm.tap_write))
         if config.norm_depth:

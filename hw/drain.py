@@ -244,9 +244,7 @@ class Drain(wiring.Component):
         column = [self.column[lane] for lane in lanes]
         if self._config.lut_columns:
             column = [Mux(stage[2].lut, self.lut.column[lane], column[lane]) for lane in lanes]
-        total = pipe.registers(
-            2, signed(total_bits), [c + entry.bias for c in column], "biased"
-        )
+        total = pipe.registers(2, signed(total_bits), [c + entry.bias for c in column], "biased")
         multiplier = [
             Signal(signed(18), name=f"multiplier_{lane}", reset_less=True) for lane in lanes
         ]
@@ -254,9 +252,10 @@ class Drain(wiring.Component):
         with m.If(stage[2].valid & ~stage[2].lane_scaled):
             m.d.sync += [s.eq(entry.multiplier) for s in multiplier]
             m.d.sync += [s.eq(entry.shift) for s in shift]
-        with m.If(stage[2].valid & stage[2].lane_scaled & stage[2].first):
-            m.d.sync += [multiplier[i].eq(self.lane_scale.data[i].multiplier) for i in lanes]
-            m.d.sync += [shift[i].eq(self.lane_scale.data[i].shift) for i in lanes]
+        if self._config.lane_depth:
+            with m.If(stage[2].valid & stage[2].lane_scaled & stage[2].first):
+                m.d.sync += [multiplier[i].eq(self.lane_scale.data[i].multiplier) for i in lanes]
+                m.d.sync += [shift[i].eq(self.lane_scale.data[i].shift) for i in lanes]
 
         product_bits = total_bits + 17  # a lane's multiplier has 17 bits and no sign
         total_near = pipe.registers(3, signed(total_bits), total, "biased_near")
@@ -328,6 +327,9 @@ class Drain(wiring.Component):
         narrow = pipe.registers(6, signed(8), narrow, "residual_narrow")
         value = []
         for lane, n in zip(word, narrow, strict=True):
+            if not config.wide_depth:
+                value.append(Mux(stage[7].residual, n, 0))
+                continue
             wide = lane.as_value().word_select(stage[7].channel, 16).as_signed()
             either = Mux(stage[7].residual_narrow, n, wide)
             value.append(Mux(stage[7].residual, either, 0))
@@ -342,6 +344,25 @@ class Drain(wiring.Component):
     def _function(self, m, pipe, total, x):
         """Stages 11 to 17: RELU, the function table, or nothing; ``x`` is ``total`` in 16 bits."""
         stage = pipe.stage
+        table = self._table(m, pipe, total) if self._config.function_table else None
+        x = pipe.delay(12, signed(16), x, 5, "unchanged")
+        results = []
+        for lane, v in enumerate(x):
+            result = Signal(signed(16), name=f"result_{lane}")
+            with m.Switch(stage[17].function):
+                if table is not None:
+                    with m.Case(Function.TABLE):
+                        m.d.comb += result.eq(table[lane])
+                with m.Case(Function.RELU):
+                    m.d.comb += result.eq(Mux(v < 0, 0, v))
+                with m.Default():
+                    m.d.comb += result.eq(v)
+            results.append(result)
+        return pipe.registers(17, signed(16), results, "function")
+
+    def _table(self, m, pipe, total):
+        """Stages 11 to 17: the entry of the function table, interpolated."""
+        stage = pipe.stage
         # A row of each memory holds the entries of one write, so that LOAD needs one cycle; even
         # and odd entries lie apart, so that two neighbours are read in one cycle.
         entries = len(self.table.data) // 2
@@ -353,7 +374,7 @@ class Drain(wiring.Component):
             write = table.write_port()
             m.d.comb += [write.addr.eq(self.table.address), write.en.eq(self.table.enable)]
             m.d.comb += [write.data[i].eq(self.table.data[2 * i + parity]) for i in range(entries)]
-            ports.append([table.read_port() for _ in x])
+            ports.append([table.read_port() for _ in total])
 
         position = [_saturate(v, TABLE_INPUT_BITS) ^ (1 << (TABLE_INPUT_BITS - 1)) for v in total]
         position = pipe.registers(11, TABLE_INPUT_BITS, position, "table_position")
@@ -402,20 +423,10 @@ class Drain(wiring.Component):
         ]
         step = pipe.registers(16, signed(21), step, "table_product")
         low = pipe.delay(15, signed(16), low, 2, "table_low")
-        x = pipe.delay(12, signed(16), x, 5, "unchanged")
-        results = []
-        for lane, (lo, s, v) in enumerate(zip(low, step, x, strict=True)):
-            result = Signal(signed(16), name=f"result_{lane}")
-            with m.Switch(stage[17].function):
-                with m.Case(Function.TABLE):
-                    half_added = _add_half(s, Const(TABLE_FRACTION_BITS))
-                    m.d.comb += result.eq(lo + (half_added >> TABLE_FRACTION_BITS))
-                with m.Case(Function.RELU):
-                    m.d.comb += result.eq(Mux(v < 0, 0, v))
-                with m.Default():
-                    m.d.comb += result.eq(v)
-            results.append(result)
-        return pipe.registers(17, signed(16), results, "function")
+        return [
+            lo + (_add_half(s, Const(TABLE_FRACTION_BITS)) >> TABLE_FRACTION_BITS)
+            for lo, s in zip(low, step, strict=True)
+        ]
 
     def _narrow(self, m, pipe, value, shift):
         """Stages 18 to 20, ``narrow``; ``shift`` is of the column in stage 2."""

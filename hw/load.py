@@ -66,7 +66,7 @@ def depth_rows(memory: Memory, config: Config) -> int:
         Memory.WEIGHT: config.weight_depth,
         Memory.PARAMETER: config.parameter_depth // entries,
         Memory.NORM: config.norm_depth // entries,
-        Memory.TABLE: TABLE_BYTES // PARAMETER_BYTES // entries,
+        Memory.TABLE: TABLE_BYTES // PARAMETER_BYTES // entries if config.function_table else 0,
         Memory.LUT_WEIGHT: config.lut_weight_depth,
         Memory.TAP: config.tap_depth // entries,
     }.get(memory, 0)
@@ -128,7 +128,7 @@ class LoadEngine(wiring.Component):
         entries = entries_per_row(config)
         entry_row = data.ArrayLayout(64, entries)
         table_row = data.ArrayLayout(signed(16), 4 * entries)
-        table_bits = (depth_rows(Memory.TABLE, config) - 1).bit_length()
+        table_bits = (TABLE_BYTES // PARAMETER_BYTES // entries - 1).bit_length()
         super().__init__(
             engine_members()
             | {
@@ -372,7 +372,8 @@ class LoadEngine(wiring.Component):
                         m.d.sync += last_beat.eq(row_beats(memory, config) - 1)
 
         # A complete row, its last beat uppermost, and what it is.
-        row = Signal(max(row_beats(memory, config) for memory in Memory) * config.axi_data_bits)
+        present = [memory for memory in Memory if self._present(memory)]
+        row = Signal(max(row_beats(memory, config) for memory in present) * config.axi_data_bits)
         complete = Signal()
         kind = Signal(data.StructLayout({
             "destination": DESTINATION,
@@ -401,7 +402,8 @@ class LoadEngine(wiring.Component):
             ]
 
         # Activation and wide words wait in a second register for their slot.
-        word = Signal(2 * config.word_bytes * 8)
+        has_wide = Memory.WIDE in present
+        word = Signal((1 + has_wide) * config.word_bytes * 8)
         word_valid, word_is_wide, word_ends = Signal(), Signal(), Signal()
         word_address = Signal(16)
         word_number = Signal.like(number)
@@ -417,9 +419,9 @@ class LoadEngine(wiring.Component):
         with m.If(~stalled):
             m.d.sync += complete.eq(row_ends)
         with m.If(written & is_word):
-            is_wide = kind.destination.memory == Memory.WIDE
+            is_wide = (kind.destination.memory == Memory.WIDE) & has_wide
             m.d.sync += [
-                word.eq(Mux(is_wide, self._top(row, 2 * config.word_bytes),
+                word.eq(Mux(is_wide, self._top(row, (1 + has_wide) * config.word_bytes),
                             self._top(row, config.word_bytes))),
                 word_is_wide.eq(is_wide),
                 word_address.eq(kind.address),

@@ -152,7 +152,9 @@ class LutArray(wiring.Component):
                     # -x is ~x + 1; the carry comes out of one more bit below.
                     doubled = Mux(first, 0, block_sum << 1)
                     term = plane ^ first.replicate(len(plane)).as_signed()
-                    sum_ = Cat(first, term).as_signed() + Cat(first, doubled[:block_bits]).as_signed()
+                    sum_ = (
+                        Cat(first, term).as_signed() + Cat(first, doubled[:block_bits]).as_signed()
+                    )
                     m.d.sync += block_sum.eq(sum_ >> 1)
                 with m.If(ends.valid & ends.block_end):
                     m.d.sync += accumulator.eq(block_sum + Mux(clear, 0, accumulator))

@@ -111,9 +111,7 @@ class Sequencer(wiring.Component):
     error : Out(ERROR)
     """
 
-    def __init__(
-        self, config: Config, engine: Engine = Engine.GEMM, refusable: bool = False
-    ):
+    def __init__(self, config: Config, engine: Engine = Engine.GEMM, refusable: bool = False):
         self._config = config
         self._engine = engine
         self._refusable = refusable
@@ -364,12 +362,16 @@ class Sequencer(wiring.Component):
             finish.eq(step & tile_end & ~now.hold),
             activation_fault.eq(~now.windowed & (activation >= config.activation_depth)),
             row_fault.eq(
-                Mux(now.operand, weight >= config.operand_depth, weight >= weight_depth)
+                Mux(
+                    now.operand,
+                    _beyond(weight, config.operand_depth),
+                    _beyond(weight, weight_depth),
+                )
             ),
             tile_fault.eq(
                 (parameter > last_parameter)
-                | (now.lane_scaled & (lane >= config.lane_depth))
-                | (now.keep_maximum & (maximum >= config.lane_depth))
+                | (now.lane_scaled & _beyond(lane, config.lane_depth))
+                | (now.keep_maximum & _beyond(maximum, config.lane_depth))
                 | (now.residual & (residual > last_residual))
                 | (out > last_out)
             ),
@@ -531,6 +533,11 @@ def _illegal_window(offered, config):
         | (offered.tap + offered.taps > config.tap_depth)
         | (offered.pitch == 0)
     )
+
+
+def _beyond(address, depth):
+    """Return whether a memory of ``depth``, which may be 0, has no such address."""
+    return address >= depth if depth else Const(1)
 
 
 def _later(m, value, cycles, name):

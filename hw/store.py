@@ -61,6 +61,7 @@ class StoreEngine(wiring.Component):
 
     def __init__(self, config: Config):
         self._config = config
+        self._word_bits = (2 if config.wide_depth else 1) * config.word_bytes * 8  # the longest
         super().__init__(
             engine_members()
             | {
@@ -73,8 +74,7 @@ class StoreEngine(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        config = self._config
-        word = data.StructLayout({"is_wide": 1, "bits": 2 * config.word_bytes * 8})
+        word = data.StructLayout({"is_wide": 1, "bits": self._word_bits})
         m.submodules.sources = sources = Queue(SOURCE, IN_FLIGHT)
         m.submodules.words = words = Queue(word, WAITING_WORDS)
         m.submodules.lengths = lengths = Queue(8, OUTSTANDING_BURSTS)
@@ -107,12 +107,13 @@ class StoreEngine(wiring.Component):
 
         index = Signal(INDEX_BITS)
         word = Signal(instruction_layout(Opcode.STORE))
-        is_wide = word.memory == Memory.WIDE
+        last_memory = Memory.WIDE if config.wide_depth else Memory.ACTIVATION
+        is_wide = (word.memory == Memory.WIDE) & (last_memory == Memory.WIDE)
         offset_bits = (config.axi_bytes - 1).bit_length()
         illegal = Signal()
         m.d.comb += [
             illegal.eq(
-                (word.memory > Memory.WIDE)
+                (word.memory > last_memory)
                 | (word.dram | word.dram_stride)[:offset_bits].any()
                 | (word.count == 0)
                 | (word.runs == 0)
@@ -255,7 +256,7 @@ class StoreEngine(wiring.Component):
         config, write = self._config, self.write
         word_beats = config.word_bytes // config.axi_bytes
         valid = Signal()
-        bits = Signal(2 * config.word_bytes * 8)
+        bits = Signal(self._word_bits)
         left = Signal(range(2 * word_beats))  # beats of the word after this one
         burst_beat = Signal(8)
         word_ends = Signal()

@@ -200,6 +200,7 @@ class _Machine:
         memory, format = Memory(i["memory"]), WeightFormat(i["format"])
         require(memory == Memory.WEIGHT or not format, "only weights have a format")
         require(memory != Memory.NORM or config.norm_depth > 0, "there is no norm memory")
+        require(memory != Memory.WIDE or config.wide_depth > 0, "there is no wide memory")
         if memory in ENTRY_MEMORIES:  # a beat is written at once
             entries = max(1, config.axi_bytes // PARAMETER_BYTES)
             for name in ("local", "local_stride", "count"):
@@ -231,6 +232,7 @@ class _Machine:
     def store(self, i: Instruction) -> None:
         memory = Memory(i["memory"])
         require(memory in (Memory.ACTIVATION, Memory.WIDE), f"stores from {memory.name}")
+        require(memory != Memory.WIDE or self.config.wide_depth > 0, "there is no wide memory")
         source = self.memories.wide if memory == Memory.WIDE else self.memories.activation
         local = (i["local"] + np.arange(i["runs"]) * i["local_stride"])[:, None]
         words = source.read(local + np.arange(i["count"]))
@@ -244,6 +246,7 @@ class _Machine:
     def window(self, i: Instruction) -> None:
         require(i["stride"] in (1, 2), "stride is not 1 or 2")
         require(min(i["taps"], i["pitch"]) > 0, "no taps or no pitch")
+        require(i["tap"] + i["taps"] <= self.config.tap_depth, "taps beyond the tap memory")
         self.windows[i.engine] = i
 
     def gemm(self, i: Instruction) -> None:

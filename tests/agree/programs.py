@@ -103,7 +103,11 @@ def random_program(seed: int, config: Config = TINY, length: int | None = None) 
     program = Program(config)
     program.place(rng.integers(0, 256, 1 << 18, np.uint8).tobytes())
     length = length or int(rng.integers(1, 40))
-    makers: list[Callable] = [_load, _store, _gemm, _move, _softmax, _layer_norm, _elementwise]
+    makers: list[Callable] = [_load, _store, _gemm]
+    if config.operand_depth:
+        makers.append(_move)
+    if config.wide_depth:
+        makers += [_softmax, _layer_norm, _elementwise]
     if config.lut_columns:
         makers += [_on_lut(_gemm), _both_cores_busy(rng)]
         if config.tap_depth:
@@ -231,7 +235,12 @@ def _runs(rng, config, unit_bytes, depth, multiple=1, rows=None) -> dict:
 
 
 def _load(rng, config):
-    memories = [memory for memory in Memory if memory <= Memory.TABLE]
+    absent = {
+        Memory.WIDE: not config.wide_depth,
+        Memory.NORM: not config.norm_depth,
+        Memory.TABLE: not config.function_table,
+    }
+    memories = [m for m in Memory if m <= Memory.TABLE and not absent.get(m)]
     if config.tap_depth:
         memories.append(Memory.TAP)
     memory = memories[int(rng.integers(len(memories)))]
@@ -259,7 +268,7 @@ def _load(rng, config):
 
 
 def _store(rng, config):
-    memory = Memory(int(rng.integers(2)))
+    memory = Memory(int(rng.integers(2 if config.wide_depth else 1)))
     unit = config.word_bytes * (2 if memory == Memory.WIDE else 1)
     operands = _runs(rng, config, unit, 128)
     operands["dram_stride"] = max(operands["dram_stride"], unit * operands["count"])
@@ -268,7 +277,7 @@ def _store(rng, config):
 
 def _gemm(rng, config):
     blocks, beats = _size(rng, 8), int(rng.integers(1, config.block + 1))
-    wide = int(rng.random() < 0.4)
+    wide = int(rng.random() < 0.4 and config.wide_depth > 0)
     split = rng.random() < 0.25
     columns = 1 if split else _size(rng, 4)
     operands = {
@@ -280,14 +289,16 @@ def _gemm(rng, config):
         "columns_inner": int(rng.integers(2)),
         "accumulate": int(split and rng.random() < 0.5), "hold": int(split and rng.random() < 0.5),
         "parameter": int(rng.integers(64)),
-        "lane_scaled": int(rng.random() < 0.2), "residual": int(rng.random() < 0.3),
-        "residual_narrow": int(rng.integers(2)),
+        "lane_scaled": int(rng.random() < 0.2 and config.lane_depth > 0),
+        "residual": int(rng.random() < 0.3),
+        "residual_narrow": int(rng.integers(2) or not config.wide_depth),
         "residual_address": int(rng.integers(64)), "residual_row_stride": columns,
-        "residual_shift": int(rng.integers(-8, 16)), "function": int(rng.integers(3)),
+        "residual_shift": int(rng.integers(-8, 16)),
+        "function": int(rng.integers(2 + config.function_table)),
         "wide": wide, "out": int(rng.integers(100)), "out_row_stride": columns,
         "words": int(rng.integers(2) * rng.integers(config.words_per_tile + 1)),
     }  # fmt: skip
-    if blocks * beats * columns > config.operand_depth // 2:
+    if config.operand_depth and blocks * beats * columns > config.operand_depth // 2:
         operands["column_tiles"] = 1
     if config.operand_depth and rng.random() < 0.3:
         operands |= {"operand": 1, "counted": 1}
