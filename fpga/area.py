@@ -17,12 +17,20 @@ from twillcore.fpga.resources import Report, Usage, resources, synthesise
 from twillcore.fpga.target import to_rtlil
 from twillcore.fpga.tools import YOSYS
 from twillcore.hw.dsp_array import DspArray
+from twillcore.hw.lut_array import LutArray
 
 RESULTS = Path("docs/results/area.md")
 PRESETS = (("z7020", "xc7"), ("ecp5-85", "ecp5"), ("ecp5-small", "ecp5"))
 #: Arrays with and without selectors: large enough that what is not the array's does not count.
 ARRAYS = (("z7020", "xc7"), ("ecp5-85", "ecp5"))
 CLOCK_ARRAY = {"lanes": 4, "dsp_columns": 8}  # place and route of a small one says the clock
+
+
+#: The array of the LUT core.
+LUT_ARRAY = {
+    "lanes": 14, "dsp_columns": 16, "lut_columns": 16, "lut_weight_depth": 1024,
+    "operand_depth": 0, "accumulator_bits": 26,
+}  # fmt: skip
 
 
 def say(text: str) -> None:
@@ -63,6 +71,24 @@ def arrays() -> list[str]:
                 f" | {usage.luts / macs:.1f} | {usage.flip_flops / macs:.1f} |"
             )
     return lines
+
+
+def lut_array() -> list[str]:
+    """Return what an element of the LUT core costs, as lines of Markdown."""
+    config = load_config("z7020").replace(**LUT_ARRAY)
+    lanes, columns = config.lanes, config.lut_columns
+    say("LUT array on xc7")
+    try:
+        usage = synthesise(to_rtlil(LutArray(config), "lut_array", "xc7"), "lut_array", "xc7")[0]
+    except TwillcoreError as error:
+        say(str(error))
+        return ["Yosys failed."]
+    elements = lanes * columns
+    return [
+        f"{lanes} lanes x {columns} columns, {config.accumulator_bits}-bit accumulators, on xc7:"
+        f" {usage.luts:,} LUT and {usage.flip_flops:,} FF,"
+        f" {usage.luts / elements:.1f} and {usage.flip_flops / elements:.1f} per element."
+    ]
 
 
 def clocks() -> list[str]:
@@ -145,6 +171,12 @@ def main(arguments: list[str] | None = None) -> None:
         "(`DspArray(config, dense=True)`).",
         "",
         *arrays(),
+        "",
+        "## The LUT core's array",
+        "",
+        *lut_array(),
+        "",
+        "## Clock",
         "",
         f"Clock of {CLOCK_ARRAY['lanes']} x {CLOCK_ARRAY['dsp_columns']}, placed and routed by",
         "itself on an LFE5U-85F, speed grade 6, seed 1:",

@@ -144,6 +144,7 @@ def _check(board: Board, config: Config, memory_kib: int) -> None:
         "activation_depth": config.activation_depth * config.word_bytes * 8,
         "wide_depth": config.wide_depth * config.word_bytes * 16,
         "weight_depth": config.weight_depth * config.dsp_columns * (8 + config.index_bits),
+        "lut_weight_depth": config.lut_weight_depth * config.lut_columns * config.block,
         "operand_depth": config.operand_depth * config.dsp_columns * 8,
     }
     ours = memory_kib * 1024 * 8 // _BLOCK_BITS

@@ -42,6 +42,7 @@ MEMORY_PARAMETERS = {
     "activation_memory": "activation_depth",
     "wide_memory": "wide_depth",
     "weight_memory": "weight_depth",
+    "lut_weight_memory": "lut_weight_depth",
     "operand_memory": "operand_depth",
     "parameter_memory": "parameter_depth",
     "norm_memory": "norm_depth",
@@ -150,7 +151,7 @@ class Report:
                 )
         if self.family in TWO_PER_BLOCK and self.config.family in TWO_PER_BLOCK:
             wanted = -(-self.config.lanes // 2) * self.config.dsp_columns
-            array = self.modules.get("gemm.array", count({})).multipliers
+            array = self.modules.get("gemm.dsp.array", count({})).multipliers
             if array != wanted:
                 sentences.append(
                     f"the array has {array} {FAMILY_BLOCKS[self.family][0]} for"

@@ -268,11 +268,12 @@ class _Machine:
                 require(not i[name], f"{name} is not for the LUT core")
         if i["windowed"]:
             require(core in self.windows, "no window has been set")
-        acc = self.sums(i)
+        acc, last = self.sums(i)
         if i["accumulate"]:
             acc += self.accumulators[core]
+            last = acc[-1, -1]
         acc = wrap(acc, config.accumulator_bits)
-        self.accumulators[core] = acc[-1, -1]
+        self.accumulators[core] = wrap(last, config.accumulator_bits)
         if i["hold"]:
             return
         drained = (i["words"] or columns // config.block) * config.block
@@ -298,15 +299,20 @@ class _Machine:
         else:
             memories.activation.write(addresses, self.as_words(numerics.narrow(x, narrow_shift)))
 
-    def sums(self, i: Instruction) -> Ints:
-        """Return the sums of products, (row tiles, column tiles, lanes, columns)."""
+    def sums(self, i: Instruction) -> tuple[Ints, Ints]:
+        """Return the sums of products, (row tiles, column tiles, lanes, columns).
+
+        Of several column tiles that are drained in part, only those columns. Also returns all
+        columns of the last tile, which stay in the accumulators.
+        """
         config = self.config
         row_tiles, column_tiles = i["row_tiles"], i["column_tiles"]
         columns = self.columns[i.engine]
         a = self.windowed_inputs(i) if i["windowed"] else self.inputs(i)
         tiles, _, k = a.shape  # (tiles, rows, K)
         dense = self.dense_weights(i, k // config.block)
-        if column_tiles > 1 and i["words"]:  # the others are never seen
+        last = a[-1, -config.lanes :].astype(np.float64) @ dense[-1].astype(np.float64)
+        if column_tiles > 1 and i["words"]:
             columns = i["words"] * config.block
             dense = dense[..., :columns]
         largest = int(np.abs(dense).sum(axis=1, dtype=np.int64).max()) << 7
@@ -316,7 +322,8 @@ class _Machine:
         product = a.astype(dtype) @ dense.astype(dtype)  # (tiles, rows, columns, or all of them)
         product = product.reshape(tiles, row_tiles, config.lanes, -1, columns)
         product = product.transpose(1, 0, 3, 2, 4)
-        return product.reshape(row_tiles, column_tiles, config.lanes, -1).astype(np.int64)
+        sums = product.reshape(row_tiles, column_tiles, config.lanes, -1)
+        return sums.astype(np.int64), last.astype(np.int64)
 
     def inputs(self, i: Instruction) -> NDArray[np.int8]:
         """Return what is multiplied, (column tiles, or 1 if all have the same, rows, K)."""

@@ -266,7 +266,8 @@ _ROWS = (
         Engine.LUT,
         _GEMM_OPERANDS,
         "As GEMM, on the LUT core: `beats` is the number of bits of a weight, 1..8, and weight rows"
-        " are bit-planes in the LUT core's memory. `operand`, `counted` and `pool` are 0.",
+        " are bit-planes in the LUT core's memory. `operand`, `counted`, `pool` and `keep_maximum`"
+        " are 0.",
     ),
     Format(
         Opcode.WINDOW,

@@ -316,7 +316,10 @@ def _on_lut(maker):
             return Opcode.LUT_WINDOW, operands
         for name in ("operand", "counted", "keep_maximum", "pool"):
             operands[name] = 0
-        return Opcode.LUT_GEMM, operands | {"beats": int(rng.integers(1, 9))}
+        operands |= {"beats": int(rng.integers(1, 9)), "w": operands["w"] % 40}
+        if operands["blocks"] * operands["beats"] * operands["column_tiles"] > 192:
+            operands["column_tiles"] = 1
+        return Opcode.LUT_GEMM, operands
 
     return lut_maker
 

@@ -92,7 +92,7 @@ def test_two_multipliers_share_a_block():
                  "norm_memory")}  # fmt: skip
 
     def with_blocks(blocks):
-        modules = memories | {"gemm.array": count({"DSP48E1": blocks})}
+        modules = memories | {"gemm.dsp.array": count({"DSP48E1": blocks})}
         return report(modules, {}, config, "xc7", "xc7z020").misplaced()
 
     assert with_blocks(24) == []
@@ -158,5 +158,5 @@ def test_tiny_is_placed_where_it_belongs(family):
     found = resources(config, family, find_part("lfe5u-85f" if family == "ecp5" else None, family))
     assert found.misplaced() == []
     assert found.over() == []
-    assert found.modules["gemm.array"].multipliers == (16 if family == "xc7" else 32)
+    assert found.modules["gemm.dsp.array"].multipliers == (16 if family == "xc7" else 32)
     assert sum(u.luts for name, u in found.modules.items() if "." not in name) > 10_000
