@@ -528,11 +528,12 @@ class _Layer:
     def _bands(self, fit: bool) -> list[Band]:
         low, config = self.low, self.low.config
         x, out = low.tensor(self.x), low.tensor(self.out)
-        limits = {"inputs": 1 << 16, "outputs": MOST_ROW_TILES}
+        limits = {"inputs": MOST_ROW_TILES, "outputs": MOST_ROW_TILES}  # runs of a LOAD, too
         streamed_residual = low.is_streamed(self.residual)
         if low.is_streamed(self.x):
             share = low.tuning.input_share * (2 / 3 if streamed_residual else 1)
-            limits["inputs"] = low.scratch(Space.ACTIVATION, share) // low.words(x)
+            words = low.scratch(Space.ACTIVATION, share)
+            limits["inputs"] = min(limits["inputs"], words // low.words(x))
         for name in (self.out, self.residual):
             if low.is_streamed(name):
                 space = Space.WIDE if low.tensor(name).bits == 16 else Space.ACTIVATION

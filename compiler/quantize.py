@@ -351,6 +351,7 @@ class _Quantizer:
                 beats=self._beats(op, whole.weight.reshape(op.weight.shape)),
                 lut_bits=share.bits,
                 taps=taps,
+                stride=getattr(op, "stride", 1),
                 share=share.share,
             )
         except CompileError as error:

@@ -5,8 +5,29 @@ the others. Both cores compute whole column tiles, so the time of each is a stai
 division is found by trying all of them.
 """
 
+import math
+
 from twillcore.compiler.errors import CompileError
 from twillcore.config import Config
+
+
+def lut_block_cycles(beats: int, lut_bits: int, stride: int = 1) -> float:
+    """Return the cycles of the LUT core per block while the DSP core works, infinite if it starves.
+
+    The DSP core reads a block's word (two with a stride of 2) in the first of its cycles; a read of
+    the LUT core in the same cycle waits. With a stride of 2 a block takes the LUT core a cycle more
+    than bits.
+    """
+    period = max(beats, stride)
+    if period <= stride:
+        return math.inf
+    blocks, cycle = 4 * period, 0
+    for _ in range(blocks):
+        for _ in range(stride):
+            phase = cycle % period
+            cycle += 1 + max(stride - phase, 0)
+        cycle += max(lut_bits + stride - 1, stride) - stride
+    return cycle / blocks
 
 
 def finish_cycles(
@@ -18,31 +39,30 @@ def finish_cycles(
     beats: int,
     lut_bits: int,
     taps: int = 1,
+    stride: int = 1,
     lut_channels: int,
 ) -> float:
     """Return the cycles until both cores have computed their channels of ``rows`` rows.
 
     The model: a core issues one beat per cycle; a tile takes no less time than its drain, which
-    makes one column per cycle and serves both cores; where the DSP core reads a word in the same
-    cycle (one in ``beats``), the LUT core waits for it. With one beat per word it always does, so
-    that the LUT core has to wait until the other has finished.
+    makes one column per cycle and serves both cores; the LUT core waits for the reads of the other.
     """
     row_tiles = -(-rows // config.lanes)
 
-    def cycles(count: int, columns: int, beats_per_word: float) -> float:
+    def cycles(count: int, columns: int, block_cycles: float) -> float:
         tiles, last = divmod(count, columns)
-        beats_per_tile = taps * blocks * beats_per_word
-        return row_tiles * (
-            tiles * max(beats_per_tile, columns) + bool(last) * max(beats_per_tile, last)
-        )
+        tile = taps * blocks * block_cycles
+        widths = [columns] * tiles + [last] * bool(last)
+        return row_tiles * sum(max(tile, width) for width in widths)
 
-    dsp = cycles(channels - lut_channels, config.dsp_columns, beats)
+    dsp = cycles(channels - lut_channels, config.dsp_columns, max(beats, stride))
     if not lut_channels:
         return dsp
-    if beats == 1:
-        lut = dsp + cycles(lut_channels, config.lut_columns, lut_bits)
-    else:
-        lut = cycles(lut_channels, config.lut_columns, lut_bits + 1 / beats)
+    beside = lut_block_cycles(beats, lut_bits, stride)
+    lut = cycles(lut_channels, config.lut_columns, beside)
+    if lut > dsp:  # the rest of it is computed alone
+        alone = cycles(lut_channels, config.lut_columns, lut_bits + stride - 1)
+        lut = dsp + alone * (1 - dsp / lut)
     return max(dsp, lut, row_tiles * channels)
 
 
@@ -55,6 +75,7 @@ def split_channels(
     beats: int,
     lut_bits: int,
     taps: int = 1,
+    stride: int = 1,
     share: float | None = None,
 ) -> int:
     """Return how many of a layer's last outputs the LUT core takes.
@@ -68,6 +89,8 @@ def split_channels(
         Rows of the GEMM, output pixels of a convolution, of the whole batch.
     blocks, taps
         Blocks of input channels per tap, and taps (1 for a linear layer).
+    stride
+        Of the window.
     channels
         Outputs.
     beats, lut_bits
@@ -92,7 +115,7 @@ def split_channels(
             choices,
             key=lambda count: finish_cycles(
                 config, rows=rows, blocks=blocks, channels=channels, beats=beats,
-                lut_bits=lut_bits, taps=taps, lut_channels=count,
+                lut_bits=lut_bits, taps=taps, stride=stride, lut_channels=count,
             ),
         )  # fmt: skip
     if not 0 <= share <= 1:

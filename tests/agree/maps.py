@@ -30,6 +30,27 @@ def random_map_graph(
     return builder.graph(seed)
 
 
+def random_map_inputs(graph: Graph, seed: int) -> dict[str, np.ndarray]:
+    """Return random int8 inputs."""
+    rng = np.random.default_rng((seed, 1))
+    return {
+        name: rng.integers(-128, 128, graph.tensors[name].shape).astype(np.int8)
+        for name in graph.inputs
+    }
+
+
+def random_weights(rng, shape, block: int, beats: int, lut: int = 0, bits: int = 8) -> np.ndarray:
+    """Return int8 weights (N, .., K): N:B, but the last ``lut`` outputs are dense, of few bits."""
+    k = shape[-1]
+    weight = rng.integers(-128, 128, (*shape[:-1], -(-k // block), block))
+    rank = rng.random(weight.shape).argsort(-1).argsort(-1)
+    weight[rank >= beats] = 0
+    weight = weight.reshape(*shape[:-1], -1)[..., :k]
+    first = shape[0] - lut
+    weight[first:] = rng.integers(-1 << bits - 1, 1 << bits - 1, weight[first:].shape)
+    return weight.astype(np.int8)
+
+
 class _Builder:
     """A growing graph; ``values`` holds a sample of every tensor, which the scales follow."""
 
@@ -124,17 +145,10 @@ class _Builder:
         return {"lut_channels": n - first, "lut_bits": self.pick(2, 6)} if first < n else {}
 
     def weight(self, shape, lut: dict, beats: int) -> np.ndarray:
-        """Return weights (N, .., K): N:B for the DSP core, of few bits for the LUT core."""
-        block, k = self.config.block, shape[-1]
-        weight = self.rng.integers(-128, 128, (*shape[:-1], -(-k // block), block))
-        rank = self.rng.random(weight.shape).argsort(-1).argsort(-1)
-        weight[rank >= beats] = 0
-        weight = weight.reshape(*shape[:-1], -1)[..., :k]
-        if lut:
-            half = 1 << (lut["lut_bits"] - 1)
-            first = shape[0] - lut["lut_channels"]
-            weight[first:] = self.rng.integers(-half, half, weight[first:].shape)
-        return weight.astype(np.int8)
+        return random_weights(
+            self.rng, shape, self.config.block, beats, lut.get("lut_channels", 0),
+            lut.get("lut_bits", 1),
+        )  # fmt: skip
 
     def _conv(self, x: str, n: int, groups: int) -> None:
         kernel, stride, padding, dilation, grid = self.window(x)

@@ -5,7 +5,7 @@ import itertools
 import pytest
 
 from twillcore.compiler.errors import CompileError
-from twillcore.compiler.split import finish_cycles, split_channels
+from twillcore.compiler.split import finish_cycles, lut_block_cycles, split_channels
 from twillcore.config import PRESETS
 
 TINY = PRESETS["tiny"]
@@ -19,7 +19,7 @@ def test_no_core_no_channels():
 
 
 def test_both_cores_finish_together():
-    """24 columns at 8 beats and 16 at a little more than 4: 5 and 9 column tiles."""
+    """24 columns at 8 beats and 16 at 4: 5 and 9 column tiles."""
     count = split_channels(DUAL, **LAYER)
     assert count == 136
     dsp = finish_cycles(DUAL, **LAYER | {"channels": 120}, lut_channels=0)
@@ -43,6 +43,21 @@ def test_no_other_division_is_faster(channels, beats, bits):
 def test_a_core_that_never_gets_a_word_gets_no_channels():
     """With one beat per word the DSP core reads in every cycle."""
     assert split_channels(DUAL, **LAYER | {"channels": 48, "beats": 1, "lut_bits": 8}) == 0
+
+
+@pytest.mark.parametrize(
+    ("beats", "bits", "stride", "cycles"),
+    [
+        (8, 4, 1, 4),  # reads of every fourth cycle meet those of every eighth only once
+        (4, 4, 1, 4),
+        (2, 3, 1, 4),  # every read waits, so that blocks begin in every second cycle
+        (3, 4, 2, 9),  # one cycle in three is left for two reads
+        (1, 4, 1, float("inf")),
+        (2, 4, 2, float("inf")),
+    ],
+)
+def test_reads_of_the_lut_core_wait_for_those_of_the_other(beats, bits, stride, cycles):
+    assert lut_block_cycles(beats, bits, stride) == pytest.approx(cycles, rel=0.05)
 
 
 def test_a_layer_whose_channels_fill_no_blocks_is_not_divided():

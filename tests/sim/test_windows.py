@@ -338,7 +338,7 @@ ILLEGAL = {
     "function table": (TINY.replace(function_table=False), Opcode.GEMM, {"function": 2}),
     "stride is not 1 or 2": (TINY, Opcode.WINDOW, {"taps": 1, "pitch": 1, "stride": 3}),
     "pools what is no window": (TINY, Opcode.GEMM, {"pool": 1}),
-    "not on the LUT core": (TINY, Opcode.LUT_GEMM, {"counted": 1}),
+    "counted is not for the LUT core": (TINY, Opcode.LUT_GEMM, {"counted": 1}),
     "beats is not 1..8": (TINY.replace(block=16, dsp_columns=16, lut_columns=16), Opcode.LUT_GEMM,
                           {"beats": 9}),
     "more words than": (TINY, Opcode.LUT_GEMM, {"words": 2}),

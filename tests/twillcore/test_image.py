@@ -180,3 +180,14 @@ def test_missing_files_are_named(tmp_path):
         Image.load(tmp_path / "nothing")
     with pytest.raises(ProgramError, match="cannot be written: No such file"):
         image().save(tmp_path / "no" / "where")
+
+
+def test_lines_of_pixels_have_a_pitch():
+    slot = Slot("map", "int8", 0, batch=2, rows=6, channels=3, width=3, pitch=5)
+    array = np.arange(36).reshape(2, 6, 3)
+    data = slot.pack(array, TINY)
+    assert len(data) == slot.size_bytes(TINY) == 2 * 2 * TINY.word_bytes
+    words = np.frombuffer(data, np.int8).reshape(2, 8, TINY.block)  # rows of one block
+    assert (words[:, [0, 1, 2, 5, 6, 7], :3] == array).all()
+    assert not words[:, 3:5].any()
+    assert (slot.unpack(data, TINY) == array).all()

@@ -64,7 +64,7 @@ def command(
     pixels = check_conv(height, width, inputs, outputs, kernel, **shape)
     lut = lut_part(
         core, weight_bits, chosen, outputs=outputs, rows=pixels[0] * pixels[1],
-        blocks=-(-inputs // chosen.block), beats=beats, taps=kernel * kernel,
+        blocks=-(-inputs // chosen.block), beats=beats, taps=kernel * kernel, stride=stride,
     )  # fmt: skip
     run_layer(
         lambda: conv_graph(
