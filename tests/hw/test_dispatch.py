@@ -8,6 +8,7 @@ from twillcore.isa import ISA, Cause, Engine, Instruction, Opcode
 from twillcore.sim.bench import simulate
 
 TINY = PRESETS["tiny"]
+WHOLE = TINY.replace(tap_depth=64, lut_columns=8, lut_weight_depth=256)  # has every instruction
 WORK = [row for row in ISA.values() if row.engine is not None]
 
 
@@ -23,7 +24,7 @@ def outputs(ctx, dut):
 
 @pytest.mark.parametrize("row", WORK, ids=lambda row: row.opcode.name)
 def test_an_instruction_reaches_the_queue_of_its_engine_only(row):
-    dut = Dispatch(TINY)
+    dut = Dispatch(WHOLE)
     rng = random.Random(1)
 
     async def testbench(ctx):
@@ -57,12 +58,14 @@ def test_an_instruction_reaches_the_queue_of_its_engine_only(row):
 def illegal_words():
     yield "unknown opcode", 0xF, TINY
     for row in ISA.values():
-        yield f"reserved bit of {row.opcode.name}", instruction(row.opcode) | 1 << 255, TINY
+        yield f"reserved bit of {row.opcode.name}", instruction(row.opcode) | 1 << 255, WHOLE
         yield (
             f"first reserved bit of {row.opcode.name}",
             (instruction(row.opcode) | 1 << row.width),
-            TINY,
+            WHOLE,
         )
+    for opcode in (Opcode.LUT_GEMM, Opcode.WINDOW, Opcode.LUT_WINDOW):
+        yield f"{opcode.name} where there is none", instruction(opcode), TINY
     yield "token of an engine that is not there", instruction(Opcode.LOAD, wait=1 << 5), TINY
     yield "token for an engine that is not there", instruction(Opcode.LOAD, signal=1 << 5), TINY
     no_attention = TINY.replace(operand_depth=0)
@@ -130,7 +133,7 @@ def test_halt_waits_for_everybody():
 
 @pytest.mark.parametrize("row", ISA.values(), ids=lambda row: row.opcode.name)
 def test_nothing_moves_while_the_machine_stands(row):
-    dut = Dispatch(TINY)
+    dut = Dispatch(WHOLE)
 
     async def testbench(ctx):
         ctx.set(dut.idle, 1)
