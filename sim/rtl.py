@@ -16,6 +16,7 @@ from twillcore.cache import cache_folder, content_key, source_key
 from twillcore.config import Config
 from twillcore.dram import Dram
 from twillcore.errors import TwillcoreError
+from twillcore.hw.clocks import Part
 from twillcore.hw.verilog import MODULE, to_verilog
 from twillcore.image import Image
 from twillcore.isa import Cause, Engine
@@ -91,10 +92,11 @@ def build(
         f"-DAXI_BYTES={config.axi_bytes} -DENGINES={len(Engine)}"
         f" -DTRACE={int(trace)} -DGATED={int(gated)}"
     )
+    parts = " ".join(f"DO({part.domain})" for part in Part)
     return shared_library(
         MODULE,
         verilog or partial(to_verilog, config, gated),
-        HARNESS.read_text(),
+        f"#define PARTS(DO) {parts}\n{HARNESS.read_text()}",
         name=config.name,
         key=pointer.read_text(),
         flags=(*VERILATOR_FLAGS, *(["--trace"] if trace else [])),

@@ -4,6 +4,7 @@
 // cycle is two evaluations: inputs are set (from state only) and settle with the clock low, what the
 // rising edge will sample is looked at, then the clock rises.
 //
+// PARTS(DO), which sim/rtl.py defines, lists the parts of the machine with a clock of their own.
 // Of a gated machine (hw/clocks.py), the clocks of parts that sleep do not rise. Inputs are registers
 // there, whose clocks rise with what has changed, half a cycle before the others: so each of the two
 // evaluations does only what its edges ask for.
@@ -26,9 +27,6 @@
 #if TRACE
 #include "verilated_vcd_c.h"
 #endif
-
-// Parts of the machine with a clock of their own: `Part` in hw/clocks.py.
-#define PARTS(DO) DO(issue) DO(load) DO(store) DO(gemm) DO(drain) DO(vector) DO(move)
 
 namespace {
 
