@@ -5,7 +5,7 @@ import pytest
 
 from twillcore.config import PRESETS
 from twillcore.dram import Dram
-from twillcore.hw.load import LoadEngine, depth_rows, entries_per_row, row_beats
+from twillcore.hw.load import ENTRY_MEMORIES, LoadEngine, depth_rows, entries_per_row, row_beats
 from twillcore.hw.ports import Activity
 from twillcore.isa import Cause, Instruction, Memory, Opcode, WeightFormat
 from twillcore.sim.bench import simulate
@@ -13,11 +13,11 @@ from twillcore.sim.bench_dram import BenchDram
 from twillcore.timing import ActivationSlot
 from twillcore.weights import decode_rows, encoded_rows
 
-TINY = PRESETS["tiny"]
+TINY = PRESETS["tiny"].replace(tap_depth=64, lut_columns=8, lut_weight_depth=256)
 NARROW = TINY.replace(name="narrow", axi_data_bits=32, axi_burst_beats=12, lanes=2)
 WIDE = TINY.replace(
     name="wide", axi_data_bits=128, axi_burst_beats=32, block=16, dsp_columns=32, lanes=6,
-    operand_depth=0,
+    operand_depth=0, lut_columns=16,
 )  # fmt: skip
 CONFIGS = [TINY, NARROW, WIDE]
 MEMORY_BYTES = 1 << 16
@@ -39,14 +39,17 @@ def run_bytes(instruction, config):
         format = WeightFormat(instruction["format"])
         rows = encoded_rows(instruction["count"], instruction["beats"], format, config)
         return rows * config.dsp_columns
-    unit = {Memory.ACTIVATION: config.word_bytes, Memory.WIDE: 2 * config.word_bytes}
+    unit = {
+        Memory.ACTIVATION: config.word_bytes, Memory.WIDE: 2 * config.word_bytes,
+        Memory.LUT_WEIGHT: config.lut_columns * config.block // 8,
+    }  # fmt: skip
     return instruction["count"] * unit.get(memory, 8)
 
 
 def random_load(rng, config, largest=40):
     """Any legal LOAD of at most about ``largest`` units."""
     memory = rng.choice(list(Memory))
-    entries = entries_per_row(config) if memory >= Memory.PARAMETER else 1
+    entries = entries_per_row(config) if memory in ENTRY_MEMORIES else 1
     depth = depth_rows(memory, config) * entries
     format, beats, step = WeightFormat.DENSE, rng.randrange(32), entries
     if memory == Memory.WEIGHT:
@@ -74,7 +77,7 @@ def expand(memory_bytes, instruction, config):
     memory = Memory(instruction["memory"])
     size = run_bytes(instruction, config)
     row_bytes = row_beats(memory, config) * config.axi_bytes
-    entries = entries_per_row(config) if memory >= Memory.PARAMETER else 1
+    entries = entries_per_row(config) if memory in ENTRY_MEMORIES else 1
     for run in range(instruction["runs"]):
         start = BASE + instruction["dram"] + run * instruction["dram_stride"]
         data = bytes(memory_bytes[start : start + size])
@@ -124,6 +127,7 @@ class Bench:
             Memory.ACTIVATION: dut.activation_write, Memory.WIDE: dut.wide_write,
             Memory.WEIGHT: dut.weight_write, Memory.PARAMETER: dut.parameter_write,
             Memory.NORM: dut.norm_write, Memory.TABLE: dut.table_write,
+            Memory.LUT_WEIGHT: dut.lut_weight_write, Memory.TAP: dut.tap_write,
         }  # fmt: skip
 
     def run(self, instructions, *, until_error=False, timeout=20_000):
@@ -251,7 +255,7 @@ def test_bursts_are_as_long_as_allowed():
 
 
 ILLEGAL = [
-    {"memory": 6}, {"memory": 7}, {"format": 3}, {"count": 0}, {"runs": 0}, {"dram": 4},
+    {"format": 3}, {"count": 0}, {"runs": 0}, {"dram": 4},
     {"dram_stride": 4}, {"memory": Memory.WIDE, "format": WeightFormat.INDEX},
     {"memory": Memory.PARAMETER, "format": WeightFormat.BITMAP, "beats": 4},
     {"format": WeightFormat.BITMAP, "beats": 0}, {"format": WeightFormat.BITMAP, "beats": 9},
@@ -264,6 +268,8 @@ ILLEGAL = [
     [
         *((TINY, operands) for operands in ILLEGAL),
         (TINY.replace(norm_depth=0), {"memory": Memory.NORM}),
+        (TINY.replace(tap_depth=0), {"memory": Memory.TAP}),
+        (TINY.replace(lut_columns=0, lut_weight_depth=0), {"memory": Memory.LUT_WEIGHT}),
         (WIDE, {"memory": Memory.PARAMETER, "count": 3}),
         (WIDE, {"memory": Memory.TABLE, "local": 1, "count": 2}),
         (WIDE, {"memory": Memory.NORM, "local_stride": 1}),
@@ -280,7 +286,7 @@ def test_illegal_operands_stop(config, operands):
 @pytest.mark.parametrize("config", [TINY, WIDE], ids=lambda c: c.name)
 @pytest.mark.parametrize("memory", list(Memory), ids=lambda m: m.name)
 def test_the_last_row_is_the_last(config, memory):
-    entries = entries_per_row(config) if memory >= Memory.PARAMETER else 1
+    entries = entries_per_row(config) if memory in ENTRY_MEMORIES else 1
     end = depth_rows(memory, config) * entries
     operands = {"memory": memory, "count": 2 * entries, "runs": 2, "local_stride": 3 * entries}
     good = load(**operands, local=end - 5 * entries)
