@@ -123,12 +123,16 @@ class Bench:
 
     def ports(self):
         dut = self.dut
-        return {
+        ports = {
             Memory.ACTIVATION: dut.activation_write, Memory.WIDE: dut.wide_write,
             Memory.WEIGHT: dut.weight_write, Memory.PARAMETER: dut.parameter_write,
             Memory.NORM: dut.norm_write, Memory.TABLE: dut.table_write,
-            Memory.LUT_WEIGHT: dut.lut_weight_write, Memory.TAP: dut.tap_write,
         }  # fmt: skip
+        if self.config.lut_columns:
+            ports[Memory.LUT_WEIGHT] = dut.lut_weight_write
+        if self.config.tap_depth:
+            ports[Memory.TAP] = dut.tap_write
+        return ports
 
     def run(self, instructions, *, until_error=False, timeout=20_000):
         dut, config = self.dut, self.config
