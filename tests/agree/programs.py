@@ -22,7 +22,7 @@ from twillcore.isa import (
     WeightFormat,
     encode_parameter,
 )
-from twillcore.weights import encoded_rows
+from twillcore.weights import encoded_rows, plane_row_bytes, weight_row_bytes
 
 TINY = PRESETS["tiny"]
 DATA = 1 << 16  # instructions lie below, data above
@@ -149,8 +149,8 @@ def random_chain(seed: int, config: Config = TINY, length: int = 12) -> Image:
     for memory, depth, unit_bytes in (
         (Memory.ACTIVATION, config.activation_depth, config.word_bytes),
         (Memory.WIDE, config.wide_depth, 2 * config.word_bytes),
-        (Memory.WEIGHT, config.weight_depth, config.dsp_columns),
-        (Memory.LUT_WEIGHT, config.lut_weight_depth, config.lut_columns * config.block // 8),
+        (Memory.WEIGHT, config.weight_depth, weight_row_bytes(config)),
+        (Memory.LUT_WEIGHT, config.lut_weight_depth, plane_row_bytes(config)),
         (Memory.TABLE, 64 * config.function_table, 8),
     ):
         load(memory, depth, program.place(rng.bytes(depth * unit_bytes)))
@@ -250,7 +250,7 @@ def _load(rng, config):
         beats = int(rng.integers(1, config.block + 1))
         multiple = {WeightFormat.BITMAP: beats, WeightFormat.DENSE: 1, WeightFormat.INDEX: 1}
         operands = _runs(
-            rng, config, config.dsp_columns, config.weight_depth // 4, multiple[format],
+            rng, config, weight_row_bytes(config), config.weight_depth // 4, multiple[format],
             lambda count: encoded_rows(count, beats, format, config),
         )  # fmt: skip
         return Opcode.LOAD, operands | {"memory": memory, "format": format, "beats": beats}
