@@ -28,7 +28,7 @@
 #endif
 
 // Parts of the machine with a clock of their own: `Part` in hw/clocks.py.
-#define PARTS(DO) DO(issue) DO(load) DO(store) DO(gemm) DO(drain) DO(vector) DO(move)
+#define PARTS(DO) DO(issue) DO(load) DO(store) DO(gemm) DO(drain) DO(vector) DO(move) DO(lut)
 
 namespace {
 
