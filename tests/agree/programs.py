@@ -316,7 +316,11 @@ def _on_lut(maker):
             return Opcode.LUT_WINDOW, operands
         for name in ("operand", "counted", "keep_maximum", "pool"):
             operands[name] = 0
-        operands |= {"beats": int(rng.integers(1, 9)), "w": operands["w"] % 40}
+        operands |= {
+            "beats": int(rng.integers(1, 9)),
+            "w": operands["w"] % 40,
+            "words": operands["words"] % (config.lut_columns // config.block + 1),
+        }
         if operands["blocks"] * operands["beats"] * operands["column_tiles"] > 192:
             operands["column_tiles"] = 1
         # Tiles do not overlap: which of two that do is written last depends on the order of loops.

@@ -40,9 +40,6 @@ CONFIGS = {
     "convolution_only": TINY.replace(name="convolution_only", tap_depth=64, wide_depth=0,
                                      norm_depth=0, operand_depth=0, lane_depth=0,
                                      function_table=False),
-    "padded_rows": TINY.replace(name="padded_rows", dsp_columns=24, lut_columns=8,
-                                lut_weight_depth=256, tap_depth=64, axi_data_bits=128,
-                                operand_depth=0, accumulator_bits=32),
 }  # fmt: skip
 #: Those with all that random graphs need.
 GRAPH_CONFIGS = [name for name, config in CONFIGS.items() if config.operand_depth]
