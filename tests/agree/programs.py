@@ -177,6 +177,12 @@ def random_chain(seed: int, config: Config = TINY, length: int = 12) -> Image:
             # No GEMM reads what another one is about to write, or writes where the other core does.
             first = depth // 4 * (3 if opcode == Opcode.LUT_GEMM else 2)
             operands |= {"operand": 0, "lane_scaled": 0, "out": first + operands["out"] % 30}
+            if opcode == Opcode.GEMM:
+                # Tiles do not overlap, as above, and stay where they belong.
+                words = operands["words"] or config.words_per_tile
+                operands["out_row_stride"] = operands["column_tiles"] * words
+                if operands["row_tiles"] * operands["out_row_stride"] > depth // 4 - 30:
+                    operands["row_tiles"] = 1
         program.add(opcode, **operands)
     for memory, kind, depth in (
         (Memory.ACTIVATION, "int8", config.activation_depth),
