@@ -20,17 +20,15 @@ from twillcore.hw.dsp_array import DspArray
 from twillcore.hw.lut_array import LutArray
 
 RESULTS = Path("docs/results/area.md")
-PRESETS = (("z7020", "xc7"), ("ecp5-85", "ecp5"), ("ecp5-small", "ecp5"))
+PRESETS = (
+    ("z7020", "xc7"),
+    ("z7020-transformer", "xc7"),
+    ("ecp5-85", "ecp5"),
+    ("ecp5-small", "ecp5"),
+)
 #: Arrays with and without selectors: large enough that what is not the array's does not count.
 ARRAYS = (("z7020", "xc7"), ("ecp5-85", "ecp5"))
 CLOCK_ARRAY = {"lanes": 4, "dsp_columns": 8}  # place and route of a small one says the clock
-
-
-#: The array of the LUT core.
-LUT_ARRAY = {
-    "lanes": 14, "dsp_columns": 16, "lut_columns": 16, "lut_weight_depth": 1024,
-    "operand_depth": 0, "accumulator_bits": 26,
-}  # fmt: skip
 
 
 def say(text: str) -> None:
@@ -75,7 +73,7 @@ def arrays() -> list[str]:
 
 def lut_array() -> list[str]:
     """Return what an element of the LUT core costs, as lines of Markdown."""
-    config = load_config("z7020").replace(**LUT_ARRAY)
+    config = load_config("z7020")
     lanes, columns = config.lanes, config.lut_columns
     say("LUT array on xc7")
     try:

@@ -20,6 +20,7 @@ from twillcore.hw.ports import Activity, engine_members, write_port
 from twillcore.hw.streams import Queue
 from twillcore.isa import PARAMETER_BYTES, TABLE_BYTES, Cause, Memory, Opcode, WeightFormat
 from twillcore.timing import ActivationSlot, WideWriteSlot
+from twillcore.weights import plane_row_bytes, weight_row_bytes
 
 IN_FLIGHT = 8
 DIVISION_CYCLES = 16
@@ -48,12 +49,12 @@ def entries_per_row(config: Config) -> int:
 
 
 def row_beats(memory: Memory, config: Config) -> int:
-    """Return the beats that make one row (or word) of ``memory``."""
+    """Return the beats that make one row (or word) of ``memory``, its padding included."""
     row_bytes = {
         Memory.ACTIVATION: config.word_bytes,
         Memory.WIDE: 2 * config.word_bytes,
-        Memory.WEIGHT: config.dsp_columns,
-        Memory.LUT_WEIGHT: config.lut_columns * config.block // 8,
+        Memory.WEIGHT: weight_row_bytes(config),
+        Memory.LUT_WEIGHT: plane_row_bytes(config),
     }
     return max(1, row_bytes.get(memory, PARAMETER_BYTES) // config.axi_bytes)
 
@@ -474,9 +475,10 @@ class LoadEngine(wiring.Component):
             m.d.comb += [
                 port.address.eq(kind.address),
                 port.enable.eq(written & (kind.destination.memory == memory)),
-                Cat(target).eq(self._top(row, row_bytes)),
+                Cat(target).eq(self._top(row, row_bytes)[: len(Cat(target))]),  # less padding
             ]
-        self._positions(m, self._top(row, config.dsp_columns), complete, kind)
+        weight_bytes = row_beats(Memory.WEIGHT, config) * config.axi_bytes
+        self._positions(m, self._top(row, weight_bytes), complete, kind)
 
         # Instructions retire in order, though words may still wait when later rows are written.
         done = Signal(IN_FLIGHT)

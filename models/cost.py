@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from twillcore.config import Config
 from twillcore.isa import WeightFormat
 from twillcore.models.layout import as_rows, sparse_layers
-from twillcore.weights import encoded_rows, smallest_format
+from twillcore.weights import encoded_rows, smallest_format, weight_row_bytes
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class LayerShape:
         positions = (
             0 if form is WeightFormat.DENSE else encoded_rows(rows, beats, form, config) - rows
         )
-        return math.ceil((rows * bits / 8 + positions) * config.dsp_columns)
+        return math.ceil((rows * bits / 8 + positions) * weight_row_bytes(config))
 
     def _weight_rows(self, config: Config, beats: int) -> int:
         tiles = math.ceil(self.outputs / config.dsp_columns)

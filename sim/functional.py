@@ -227,7 +227,9 @@ class _Machine:
                     memories.weight.write(addresses, weights)
                     memories.index.write(addresses, index)
             case Memory.LUT_WEIGHT:
-                memories.lut_weight.write(local, data.reshape(*local.shape, -1))
+                row_bytes = config.lut_columns * config.block // 8  # the rest is padding
+                rows = data.reshape(*local.shape, -1)[..., :row_bytes]
+                memories.lut_weight.write(local, rows)
 
     def store(self, i: Instruction) -> None:
         memory = Memory(i["memory"])

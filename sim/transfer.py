@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 
 from twillcore.config import Config
 from twillcore.isa import PARAMETER_BYTES, Memory, WeightFormat
-from twillcore.weights import encoded_rows
+from twillcore.weights import encoded_rows, plane_row_bytes, weight_row_bytes
 
 BOUNDARY_BYTES = 4096  # no burst crosses a multiple of this
 
@@ -14,8 +14,8 @@ def unit_bytes(memory: Memory, config: Config) -> int:
     return {
         Memory.ACTIVATION: config.word_bytes,
         Memory.WIDE: 2 * config.word_bytes,
-        Memory.WEIGHT: config.dsp_columns,
-        Memory.LUT_WEIGHT: config.lut_columns * config.block // 8,
+        Memory.WEIGHT: weight_row_bytes(config),
+        Memory.LUT_WEIGHT: plane_row_bytes(config),
     }.get(memory, PARAMETER_BYTES)
 
 

@@ -143,13 +143,12 @@ class Config:
         if self.axi_data_bits not in (32, 64, 128, 256, 512):
             yield f"axi_data_bits must be 32, 64, 128, 256 or 512, not {self.axi_data_bits}"
             return
-        for what, bits in (
-            ("an activation word (lanes * block * 8)", self.lanes * self.block * 8),
-            ("a weight row (dsp_columns * 8)", self.dsp_columns * 8),
-            ("a row of bit-planes (lut_columns * block)", self.lut_columns * self.block),
-        ):
-            if bits % self.axi_data_bits:
-                yield f"{what} is {bits} bits, not a multiple of axi_data_bits={self.axi_data_bits}"
+        word_bits = self.lanes * self.block * 8
+        if word_bits % self.axi_data_bits:
+            yield (
+                f"an activation word (lanes * block * 8) is {word_bits} bits,"
+                f" not a multiple of axi_data_bits={self.axi_data_bits}"
+            )
         if self.axi_burst_beats * self.axi_data_bits // 8 > 4096:
             yield (
                 f"a burst of {self.axi_burst_beats} beats of {self.axi_data_bits} bits"
@@ -353,8 +352,31 @@ PRESETS = {
             family="ecp5",
             clock_mhz=90.0,
         ),
-        Config(
+        Config(  # convolutions only: attention runs on z7020-transformer
             name="z7020",
+            lanes=14,
+            block=8,
+            dsp_columns=24,
+            lut_columns=16,
+            accumulator_bits=26,
+            activation_depth=2048,
+            wide_depth=0,
+            weight_depth=4096,
+            lut_weight_depth=4096,
+            tap_depth=256,
+            operand_depth=0,
+            parameter_depth=2048,
+            norm_depth=0,
+            lane_depth=0,
+            function_table=False,
+            axi_data_bits=128,
+            axi_burst_beats=32,
+            queue_depth=8,
+            family="xc7",
+            clock_mhz=100.0,
+        ),
+        Config(
+            name="z7020-transformer",
             lanes=8,
             block=8,
             dsp_columns=24,

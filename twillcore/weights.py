@@ -3,14 +3,15 @@
 A *weight row* is what one beat of the GEMM core consumes: an int8 per column of the core, with its
 position in the current block of K. Rows follow each other column tile by column tile, block by
 block, beat by beat. Encoded, they are rows of ``dsp_columns`` bytes, some of which are headers that
-hold positions; LOAD expands them (:mod:`twillcore.hw.load`).
+hold positions; LOAD expands them (:mod:`twillcore.hw.load`). Each is padded with zeros to whole
+beats of the memory port.
 
 One encoded string is one *run* of a LOAD: position counters and headers start afresh with it.
 
 Weights of the LUT core are *bit-planes*: per block, one row per bit of a weight, from the most
 significant one, which counts negative, down. A row has ``block`` bits per column of the core: bit k
 of a column's bytes (the lowest byte first) is position k of the block. Rows lie in DRAM as they are
-in the memory.
+in the memory, padded to whole beats like all others.
 """
 
 import numpy as np
@@ -20,8 +21,22 @@ from twillcore.config import Config
 from twillcore.isa import WeightFormat
 
 
+def weight_row_bytes(config: Config) -> int:
+    """Return the bytes of one encoded row of weights in DRAM, its padding included."""
+    return _whole_beats(config.dsp_columns, config)
+
+
+def plane_row_bytes(config: Config) -> int:
+    """Return the bytes of one row of bit-planes in DRAM, its padding included."""
+    return _whole_beats(config.lut_columns * config.block // 8, config)
+
+
+def _whole_beats(size: int, config: Config) -> int:
+    return -(-size // config.axi_bytes) * config.axi_bytes
+
+
 def encoded_rows(rows: int, beats: int, format: WeightFormat, config: Config) -> int:
-    """Return how many rows of ``dsp_columns`` bytes a run of ``rows`` weight rows is in DRAM."""
+    """Return how many rows (:func:`weight_row_bytes`) a run of ``rows`` weight rows is in DRAM."""
     match WeightFormat(format):
         case WeightFormat.DENSE:
             return rows
@@ -101,23 +116,27 @@ def encode_rows(
     if format == WeightFormat.DENSE and beats != config.block:
         raise ValueError(f"DENSE needs beats={config.block}, not {beats}")
     weights, index = weight_rows(values, beats, config)
-    weights, width = weights.view(np.uint8), config.dsp_columns
+    stored, width = weights.view(np.uint8), config.dsp_columns
     if format == WeightFormat.BITMAP:
         positions = index.reshape(-1, beats, width)
         bitmaps = (1 << positions.astype(np.uint32)).sum(axis=1, dtype=np.uint32)
         headers = [bitmaps >> 8 * byte & 0xFF for byte in range(config.block // 8)]
         headers = np.stack(headers, axis=1).astype(np.uint8)
-        groups = np.concatenate([headers, weights.reshape(-1, beats, width)], axis=1)
-        return groups.tobytes()
-    if format == WeightFormat.INDEX:
-        rows = len(weights)
+        groups = np.concatenate([headers, stored.reshape(-1, beats, width)], axis=1)
+        stored = groups.reshape(-1, width)
+    elif format == WeightFormat.INDEX:
+        rows = len(stored)
         pairs = np.zeros((2, rows + 1 & ~1, width), np.uint8)
-        pairs[:, :rows] = weights, index
+        pairs[:, :rows] = stored, index
         weights, index = pairs.reshape(2, -1, 2, width)
         header = index[:, :1] | index[:, 1:] << 4
         groups = np.concatenate([header, weights], axis=1)
-        return groups.tobytes()[: encoded_rows(rows, beats, format, config) * width]
-    return weights.tobytes()
+        stored = groups.reshape(-1, width)[: encoded_rows(rows, beats, format, config)]
+    return _padded(stored, weight_row_bytes(config)).tobytes()
+
+
+def _padded(rows: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    return np.pad(rows, [(0, 0), (0, size - rows.shape[1])])
 
 
 def decode_rows(
@@ -136,10 +155,11 @@ def decode_rows(
     format, block, width = WeightFormat(format), config.block, config.dsp_columns
     if format == WeightFormat.BITMAP and (not 1 <= beats <= block or rows % beats):
         raise ValueError(f"BITMAP needs rows={rows} to be a multiple of beats={beats}, 1..{block}")
-    size = encoded_rows(rows, beats, format, config) * width
+    row_bytes = weight_row_bytes(config)
+    size = encoded_rows(rows, beats, format, config) * row_bytes
     if len(data) < size:
         raise ValueError(f"{rows} {format.name} weight rows are {size} bytes, not {len(data)}")
-    stored = np.frombuffer(data, np.uint8, size).reshape(-1, width)
+    stored = np.frombuffer(data, np.uint8, size).reshape(-1, row_bytes)[:, :width]
     if format == WeightFormat.DENSE:
         index = np.repeat(np.arange(rows) % block, width).reshape(rows, width)
         weights = stored
@@ -166,7 +186,7 @@ def decode_rows(
 
 
 def encode_planes(values: NDArray[np.int8], bits: int, config: Config) -> NDArray[np.uint8]:
-    """Return the bit-planes of ``values``, as LOAD copies them: (rows, bytes of a row).
+    """Return the bit-planes of ``values``, as LOAD copies them: (rows, :func:`plane_row_bytes`).
 
     Parameters
     ----------
@@ -193,16 +213,19 @@ def encode_planes(values: NDArray[np.int8], bits: int, config: Config) -> NDArra
     padded[:columns, :k] = values.view(np.uint8)
     padded = padded.reshape(tiles, width, blocks, 1, block).transpose(0, 2, 3, 1, 4)
     planes = padded >> np.arange(bits - 1, -1, -1, dtype=np.uint8)[:, None, None] & 1
-    return np.packbits(planes, axis=-1, bitorder="little").reshape(tiles * blocks * bits, -1)
+    rows = np.packbits(planes, axis=-1, bitorder="little")
+    return _padded(rows.reshape(tiles * blocks * bits, -1), plane_row_bytes(config))
 
 
 def decode_planes(rows: NDArray[np.uint8], bits: int, config: Config) -> NDArray[np.int8]:
     """Return the weights of rows of bit-planes, (blocks, block, lut_columns).
 
-    ``rows`` is (blocks * bits, bytes of a row), as :func:`encode_planes` returns them.
+    ``rows`` is (blocks * bits, bytes of a row), as :func:`encode_planes` returns them, or without
+    their padding.
     """
-    planes = np.unpackbits(rows.reshape(-1, bits, config.lut_columns, config.block // 8),
-                           axis=-1, bitorder="little")  # fmt: skip
+    columns, column_bytes = config.lut_columns, config.block // 8
+    rows = rows[:, : columns * column_bytes].reshape(-1, bits, columns, column_bytes)
+    planes = np.unpackbits(rows, axis=-1, bitorder="little")
     significance = 1 << np.arange(bits - 1, -1, -1)
     significance[0] *= -1
     values = (planes * significance[:, None, None].astype(np.int16)).sum(axis=1)

@@ -7,15 +7,22 @@ import numpy as np
 from cocotb.triggers import RisingEdge
 
 from twillcore.hw.layouts import ISSUED, weight_row
-from twillcore.hw.load import depth_rows, entries_per_row, row_beats
+from twillcore.hw.load import ENTRY_MEMORIES, depth_rows, entries_per_row, row_beats
 from twillcore.isa import Cause, Instruction, Memory, Opcode, WeightFormat
 from twillcore.sim.axi_memory import AxiMemory
 from twillcore.sim.streams import StreamSource, bench_config, reset
 from twillcore.timing import ActivationSlot
-from twillcore.weights import decode_rows, encode_rows, encoded_rows, weight_rows
+from twillcore.weights import (
+    decode_rows,
+    encode_rows,
+    encoded_rows,
+    weight_row_bytes,
+    weight_rows,
+)
 
 CONFIG = bench_config()
 BASE = 0x2000
+PRESENT = [memory for memory in Memory if depth_rows(memory, CONFIG)]
 GAP_BYTES = 48  # between the data of two instructions, so that runs start anywhere in a page
 
 
@@ -24,20 +31,28 @@ def name(memory):
     return f"{memory.name.lower()}_write"
 
 
+def written_bytes(memory):
+    """Return the bytes of one row as it is written: without the padding that it has in DRAM."""
+    return {
+        Memory.WEIGHT: CONFIG.dsp_columns,
+        Memory.LUT_WEIGHT: CONFIG.lut_columns * CONFIG.block // 8,
+    }.get(memory, row_beats(memory, CONFIG) * CONFIG.axi_bytes)
+
+
 class Program:
     """Random LOADs of one run each, their data in DRAM, and what they must write."""
 
     def __init__(self, rng, count):
         self.rng, self.memory = rng, bytearray(BASE)
         self.instructions, self.spans = [], []
-        self.writes = {memory: [] for memory in Memory}
+        self.writes = {memory: [] for memory in PRESENT}
         for _ in range(count):
-            self._append(rng.choice(list(Memory)))
+            self._append(rng.choice(PRESENT))
         self.memory += bytes(-len(self.memory) % 4096)
 
     def _append(self, memory):
         rng = self.rng
-        entries = entries_per_row(CONFIG) if memory >= Memory.PARAMETER else 1
+        entries = entries_per_row(CONFIG) if memory in ENTRY_MEMORIES else 1
         depth = depth_rows(memory, CONFIG)
         format, beats, rows = WeightFormat.DENSE, 0, rng.randrange(1, min(depth, 24) + 1)
         if memory == Memory.WEIGHT:
@@ -49,7 +64,7 @@ class Program:
         else:
             size = row_beats(memory, CONFIG) * CONFIG.axi_bytes
             data = rng.randbytes(rows * size)
-            written = [(data[i * size : (i + 1) * size], 0) for i in range(rows)]
+            written = [(data[i * size :][: written_bytes(memory)], 0) for i in range(rows)]
         local = rng.randrange(depth - rows + 1)
         self.memory += bytes(GAP_BYTES)
         start = len(self.memory)
@@ -71,7 +86,8 @@ class Program:
         values = values.reshape(columns, -1)
         data = encode_rows(values, beats, format, CONFIG)
         weights, index = weight_rows(values, beats, CONFIG)
-        assert len(data) == encoded_rows(len(weights), beats, format, CONFIG) * columns
+        stored = encoded_rows(len(weights), beats, format, CONFIG)
+        assert len(data) == stored * weight_row_bytes(CONFIG)
         decoded = decode_rows(data, len(weights), beats, format, CONFIG)
         assert (decoded[0] == weights).all()
         assert (decoded[1] == index).all()
@@ -86,7 +102,7 @@ class Stage:
 
     def __init__(self, dut):
         self.dut = dut
-        self.writes = {memory: [] for memory in Memory}
+        self.writes = {memory: [] for memory in PRESENT}
         self.retired, self.errors = 0, []
         cocotb.start_soon(self._run())
 
@@ -95,12 +111,12 @@ class Stage:
         while True:
             dut.phase.value = phase
             await RisingEdge(dut.clk)
-            for memory in Memory:
+            for memory in PRESENT:
                 port = name(memory)
                 if not dut[f"{port}__enable"].value:
                     continue
                 data, positions = int(dut[f"{port}__data"].value), 0
-                size = row_beats(memory, CONFIG) * CONFIG.axi_bytes
+                size = written_bytes(memory)
                 if memory == Memory.WEIGHT:  # the positions stand above the weights
                     data, positions = data % (1 << 8 * size), data >> 8 * size
                 if memory <= Memory.WIDE:

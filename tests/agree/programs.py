@@ -22,7 +22,7 @@ from twillcore.isa import (
     WeightFormat,
     encode_parameter,
 )
-from twillcore.weights import encoded_rows
+from twillcore.weights import encoded_rows, plane_row_bytes, weight_row_bytes
 
 TINY = PRESETS["tiny"]
 DATA = 1 << 16  # instructions lie below, data above
@@ -149,8 +149,8 @@ def random_chain(seed: int, config: Config = TINY, length: int = 12) -> Image:
     for memory, depth, unit_bytes in (
         (Memory.ACTIVATION, config.activation_depth, config.word_bytes),
         (Memory.WIDE, config.wide_depth, 2 * config.word_bytes),
-        (Memory.WEIGHT, config.weight_depth, config.dsp_columns),
-        (Memory.LUT_WEIGHT, config.lut_weight_depth, config.lut_columns * config.block // 8),
+        (Memory.WEIGHT, config.weight_depth, weight_row_bytes(config)),
+        (Memory.LUT_WEIGHT, config.lut_weight_depth, plane_row_bytes(config)),
         (Memory.TABLE, 64 * config.function_table, 8),
     ):
         load(memory, depth, program.place(rng.bytes(depth * unit_bytes)))
@@ -177,6 +177,12 @@ def random_chain(seed: int, config: Config = TINY, length: int = 12) -> Image:
             # No GEMM reads what another one is about to write, or writes where the other core does.
             first = depth // 4 * (3 if opcode == Opcode.LUT_GEMM else 2)
             operands |= {"operand": 0, "lane_scaled": 0, "out": first + operands["out"] % 30}
+            if opcode == Opcode.GEMM:
+                # Tiles do not overlap, as above, and stay where they belong.
+                words = operands["words"] or config.words_per_tile
+                operands["out_row_stride"] = operands["column_tiles"] * words
+                if operands["row_tiles"] * operands["out_row_stride"] > depth // 4 - 30:
+                    operands["row_tiles"] = 1
         program.add(opcode, **operands)
     for memory, kind, depth in (
         (Memory.ACTIVATION, "int8", config.activation_depth),
@@ -250,7 +256,7 @@ def _load(rng, config):
         beats = int(rng.integers(1, config.block + 1))
         multiple = {WeightFormat.BITMAP: beats, WeightFormat.DENSE: 1, WeightFormat.INDEX: 1}
         operands = _runs(
-            rng, config, config.dsp_columns, config.weight_depth // 4, multiple[format],
+            rng, config, weight_row_bytes(config), config.weight_depth // 4, multiple[format],
             lambda count: encoded_rows(count, beats, format, config),
         )  # fmt: skip
         return Opcode.LOAD, operands | {"memory": memory, "format": format, "beats": beats}
@@ -316,7 +322,11 @@ def _on_lut(maker):
             return Opcode.LUT_WINDOW, operands
         for name in ("operand", "counted", "keep_maximum", "pool"):
             operands[name] = 0
-        operands |= {"beats": int(rng.integers(1, 9)), "w": operands["w"] % 40}
+        operands |= {
+            "beats": int(rng.integers(1, 9)),
+            "w": operands["w"] % 40,
+            "words": operands["words"] % (config.lut_columns // config.block + 1),
+        }
         if operands["blocks"] * operands["beats"] * operands["column_tiles"] > 192:
             operands["column_tiles"] = 1
         # Tiles do not overlap: which of two that do is written last depends on the order of loops.

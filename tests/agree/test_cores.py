@@ -18,7 +18,11 @@ PLAIN = PRESETS["tiny"].replace(name="cores", lut_columns=8, lut_weight_depth=25
 #: Two words per LUT tile, whose drain is longer than the DSP core's; accumulators that overflow.
 UNEQUAL = PLAIN.replace(name="cores_unequal", lanes=2, lut_columns=16, accumulator_bits=20)
 WINDOWS = PLAIN.replace(name="cores_windows", tap_depth=32)
-CONFIGS = {config.name: config for config in (PLAIN, UNEQUAL, WINDOWS)}
+#: A row of weights is one and a half beats, one of bit-planes half a beat; no MOVE.
+PADDED = WINDOWS.replace(
+    name="cores_padded", dsp_columns=24, axi_data_bits=128, operand_depth=0, weight_depth=2048
+)
+CONFIGS = {config.name: config for config in (PLAIN, UNEQUAL, WINDOWS, PADDED)}
 GEMM = {"row_tiles": 1, "column_tiles": 1, "blocks": 1, "beats": 1}
 
 

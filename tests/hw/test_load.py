@@ -5,21 +5,32 @@ import pytest
 
 from twillcore.config import PRESETS
 from twillcore.dram import Dram
-from twillcore.hw.load import ENTRY_MEMORIES, LoadEngine, depth_rows, entries_per_row, row_beats
+from twillcore.hw.load import (
+    ENTRY_MEMORIES,
+    LoadEngine,
+    depth_rows,
+    entries_per_row,
+    row_beats,
+)
 from twillcore.hw.ports import Activity
 from twillcore.isa import Cause, Instruction, Memory, Opcode, WeightFormat
 from twillcore.sim.bench import simulate
 from twillcore.sim.bench_dram import BenchDram
 from twillcore.timing import ActivationSlot
-from twillcore.weights import decode_rows, encoded_rows
+from twillcore.weights import decode_rows, encoded_rows, plane_row_bytes, weight_row_bytes
 
-TINY = PRESETS["tiny"].replace(tap_depth=64, lut_columns=8, lut_weight_depth=256)
+TINY = PRESETS["tiny"]
 NARROW = TINY.replace(name="narrow", axi_data_bits=32, axi_burst_beats=12, lanes=2)
 WIDE = TINY.replace(
     name="wide", axi_data_bits=128, axi_burst_beats=32, block=16, dsp_columns=32, lanes=6,
-    operand_depth=0, lut_columns=16,
+    operand_depth=0,
 )  # fmt: skip
-CONFIGS = [TINY, NARROW, WIDE]
+#: A row of weights is one and a half beats, one of bit-planes half a beat.
+PADDED = TINY.replace(
+    name="padded", axi_data_bits=128, dsp_columns=24, lut_columns=8, lut_weight_depth=64,
+    tap_depth=64, operand_depth=0,
+)  # fmt: skip
+CONFIGS = [TINY, NARROW, WIDE, PADDED]
 MEMORY_BYTES = 1 << 16
 BASE = 0x1000
 
@@ -32,23 +43,29 @@ def load(**operands):
     return Instruction(Opcode.LOAD, defaults | operands)
 
 
+def present(config):
+    """The memories that ``config`` has."""
+    return [memory for memory in Memory if depth_rows(memory, config)]
+
+
 def run_bytes(instruction, config):
     """Bytes of DRAM of one run."""
     memory = Memory(instruction["memory"])
     if memory == Memory.WEIGHT:
         format = WeightFormat(instruction["format"])
         rows = encoded_rows(instruction["count"], instruction["beats"], format, config)
-        return rows * config.dsp_columns
+        return rows * weight_row_bytes(config)
     unit = {
-        Memory.ACTIVATION: config.word_bytes, Memory.WIDE: 2 * config.word_bytes,
-        Memory.LUT_WEIGHT: config.lut_columns * config.block // 8,
-    }  # fmt: skip
+        Memory.ACTIVATION: config.word_bytes,
+        Memory.WIDE: 2 * config.word_bytes,
+        Memory.LUT_WEIGHT: plane_row_bytes(config),
+    }
     return instruction["count"] * unit.get(memory, 8)
 
 
 def random_load(rng, config, largest=40):
     """Any legal LOAD of at most about ``largest`` units."""
-    memory = rng.choice(list(Memory))
+    memory = rng.choice(present(config))
     entries = entries_per_row(config) if memory in ENTRY_MEMORIES else 1
     depth = depth_rows(memory, config) * entries
     format, beats, step = WeightFormat.DENSE, rng.randrange(32), entries
@@ -72,6 +89,14 @@ def random_load(rng, config, largest=40):
     )
 
 
+def written_bytes(memory, config):
+    """Bytes of one row as it is written: without the padding that it has in DRAM."""
+    return {
+        Memory.WEIGHT: config.dsp_columns,
+        Memory.LUT_WEIGHT: config.lut_columns * config.block // 8,
+    }.get(memory, row_beats(memory, config) * config.axi_bytes)
+
+
 def expand(memory_bytes, instruction, config):
     """Golden model: the rows that a LOAD writes, as (memory, address, bytes, index) in order."""
     memory = Memory(instruction["memory"])
@@ -90,8 +115,9 @@ def expand(memory_bytes, instruction, config):
             for i, (row, position) in enumerate(zip(weights, index, strict=True)):
                 yield memory, address + i, row.tobytes(), tuple(position.tolist())
         else:
+            written = written_bytes(memory, config)
             for i in range(size // row_bytes):
-                yield memory, address + i, data[i * row_bytes : (i + 1) * row_bytes], ()
+                yield memory, address + i, data[i * row_bytes :][:written], ()
 
 
 def fill(config, instructions, rng):
@@ -107,8 +133,10 @@ def fill(config, instructions, rng):
             for _ in range(instruction["count"] // beats):
                 kept = positions.random((width, config.block)).argsort(axis=1) < beats
                 bitmap = np.packbits(kept, axis=1, bitorder="little").T.tobytes()
-                memory[at : at + len(bitmap)] = bitmap
-                at += len(bitmap) + beats * width
+                for header in range(0, len(bitmap), width):
+                    memory[at : at + width] = bitmap[header : header + width]
+                    at += weight_row_bytes(config)
+                at += beats * weight_row_bytes(config)
     return memory
 
 
@@ -122,17 +150,10 @@ class Bench:
         self.beats = []  # cycles in which a beat was taken
 
     def ports(self):
-        dut = self.dut
-        ports = {
-            Memory.ACTIVATION: dut.activation_write, Memory.WIDE: dut.wide_write,
-            Memory.WEIGHT: dut.weight_write, Memory.PARAMETER: dut.parameter_write,
-            Memory.NORM: dut.norm_write, Memory.TABLE: dut.table_write,
-        }  # fmt: skip
-        if self.config.lut_columns:
-            ports[Memory.LUT_WEIGHT] = dut.lut_weight_write
-        if self.config.tap_depth:
-            ports[Memory.TAP] = dut.tap_write
-        return ports
+        return {
+            memory: getattr(self.dut, f"{memory.name.lower()}_write")
+            for memory in present(self.config)
+        }
 
     def run(self, instructions, *, until_error=False, timeout=20_000):
         dut, config = self.dut, self.config
@@ -194,7 +215,7 @@ class Bench:
                     if enable:
                         if memory <= Memory.WIDE:
                             assert cycle % 8 == ActivationSlot.LOAD_WRITE
-                        size = row_beats(memory, config) * config.axi_bytes
+                        size = written_bytes(memory, config)
                         self.writes.append(
                             (memory, address, data.to_bytes(size, "little"), positions)
                         )
@@ -259,7 +280,7 @@ def test_bursts_are_as_long_as_allowed():
 
 
 ILLEGAL = [
-    {"format": 3}, {"count": 0}, {"runs": 0}, {"dram": 4},
+    {"memory": 6}, {"memory": 7}, {"format": 3}, {"count": 0}, {"runs": 0}, {"dram": 4},
     {"dram_stride": 4}, {"memory": Memory.WIDE, "format": WeightFormat.INDEX},
     {"memory": Memory.PARAMETER, "format": WeightFormat.BITMAP, "beats": 4},
     {"format": WeightFormat.BITMAP, "beats": 0}, {"format": WeightFormat.BITMAP, "beats": 9},
@@ -272,8 +293,6 @@ ILLEGAL = [
     [
         *((TINY, operands) for operands in ILLEGAL),
         (TINY.replace(norm_depth=0), {"memory": Memory.NORM}),
-        (TINY.replace(tap_depth=0), {"memory": Memory.TAP}),
-        (TINY.replace(lut_columns=0, lut_weight_depth=0), {"memory": Memory.LUT_WEIGHT}),
         (WIDE, {"memory": Memory.PARAMETER, "count": 3}),
         (WIDE, {"memory": Memory.TABLE, "local": 1, "count": 2}),
         (WIDE, {"memory": Memory.NORM, "local_stride": 1}),
@@ -287,8 +306,11 @@ def test_illegal_operands_stop(config, operands):
     assert len(bench.starts) == 2
 
 
-@pytest.mark.parametrize("config", [TINY, WIDE], ids=lambda c: c.name)
-@pytest.mark.parametrize("memory", list(Memory), ids=lambda m: m.name)
+@pytest.mark.parametrize(
+    ("config", "memory"),
+    [(config, memory) for config in (TINY, WIDE, PADDED) for memory in present(config)],
+    ids=lambda value: value.name,
+)
 def test_the_last_row_is_the_last(config, memory):
     entries = entries_per_row(config) if memory in ENTRY_MEMORIES else 1
     end = depth_rows(memory, config) * entries

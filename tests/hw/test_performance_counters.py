@@ -27,7 +27,7 @@ def test_every_cycle_counts_once():
         expected = dict.fromkeys(Counter, 0)
         for cycle in range(500):
             activity = rng.choice(list(Activity))
-            missing = rng.getrandbits(5) & rng.getrandbits(5) & rng.getrandbits(5)
+            missing = rng.getrandbits(6) & rng.getrandbits(6) & rng.getrandbits(6)
             enable, clear = rng.random() < 0.9, cycle == 50
             ctx.set(dut.activity, activity)
             ctx.set(dut.missing, missing)

@@ -9,11 +9,17 @@ from twillcore.sim.cosim import cosimulate
 
 TINY = PRESETS["tiny"]
 NARROW = TINY.replace(name="narrow", axi_data_bits=32, lanes=2)
+#: A row of weights is one and a half beats, one of bit-planes half a beat.
+PADDED = TINY.replace(
+    name="padded", axi_data_bits=128, dsp_columns=24, lut_columns=8, lut_weight_depth=64,
+    tap_depth=64, operand_depth=0,
+)  # fmt: skip
 
 
 @pytest.mark.verilator
 @pytest.mark.parametrize(
-    ("engine", "config"), [(LoadEngine, TINY), (LoadEngine, NARROW), (StoreEngine, TINY)]
+    ("engine", "config"),
+    [(LoadEngine, TINY), (LoadEngine, NARROW), (LoadEngine, PADDED), (StoreEngine, TINY)],
 )
 def test_engine(engine, config):
     bench = engine.__name__.removesuffix("Engine").lower()

@@ -74,8 +74,11 @@ def test_hash_names_what_programs_depend_on():
         ({"family": "asic"}, "family must be one of generic, xc7, xcup, ecp5, ice40, not 'asic'"),
         ({"axi_data_bits": 48}, "axi_data_bits must be 32, 64, 128, 256 or 512, not 48"),
         (
-            {"axi_data_bits": 128},
-            "a weight row (dsp_columns * 8) is 64 bits, not a multiple of axi_data_bits=128",
+            {"axi_data_bits": 512},
+            (
+                "an activation word (lanes * block * 8) is 256 bits,"
+                " not a multiple of axi_data_bits=512"
+            ),
         ),
         (
             {"axi_data_bits": 512, "lanes": 16, "dsp_columns": 64, "axi_burst_beats": 256},

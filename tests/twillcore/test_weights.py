@@ -4,15 +4,26 @@ import pytest
 from twillcore.config import PRESETS
 from twillcore.isa import WeightFormat
 from twillcore.weights import (
+    decode_planes,
     decode_rows,
+    encode_planes,
     encode_rows,
     encoded_rows,
+    plane_row_bytes,
     smallest_format,
+    weight_row_bytes,
     weight_rows,
 )
 
 TINY = PRESETS["tiny"]
 BLOCK16 = TINY.replace(block=16, dsp_columns=16)
+#: A row of weights is one and a half beats, one of bit-planes half a beat.
+PADDED = TINY.replace(
+    dsp_columns=24, lut_columns=8, lut_weight_depth=64, axi_data_bits=128, operand_depth=0
+)
+CONFIGS = pytest.mark.parametrize(
+    "config", [TINY, BLOCK16, PADDED], ids=["block8", "block16", "padded"]
+)
 
 
 def sparse(rng, columns, k, beats, block):
@@ -27,7 +38,7 @@ def formats(beats, config):
     return [f for f in WeightFormat if f != WeightFormat.DENSE or beats == config.block]
 
 
-@pytest.mark.parametrize("config", [TINY, BLOCK16], ids=["block8", "block16"])
+@CONFIGS
 def test_every_format_decodes_to_the_same_rows(config):
     rng = np.random.default_rng(1)
     for beats in range(1, config.block + 1):
@@ -37,11 +48,28 @@ def test_every_format_decodes_to_the_same_rows(config):
         for format in formats(beats, config):
             data = encode_rows(values, beats, format, config)
             assert len(data) == (
-                encoded_rows(len(weights), beats, format, config) * config.dsp_columns
+                encoded_rows(len(weights), beats, format, config) * weight_row_bytes(config)
             )
             got_weights, got_index = decode_rows(data, len(weights), beats, format, config)
             np.testing.assert_array_equal(got_weights, weights)
             np.testing.assert_array_equal(got_index, index)
+
+
+def test_rows_are_padded_to_whole_beats():
+    assert (weight_row_bytes(PADDED), plane_row_bytes(PADDED)) == (32, 16)
+    rng = np.random.default_rng(3)
+    values = sparse(rng, 40, 21, 3, 8)
+    unpadded = PADDED.replace(axi_data_bits=64)
+    for format in formats(3, PADDED):
+        data = encode_rows(values, 3, format, PADDED)
+        rows = np.frombuffer(data, np.uint8).reshape(-1, 32)
+        assert rows[:, :24].tobytes() == encode_rows(values, 3, format, unpadded)
+        assert not rows[:, 24:].any()
+    small = rng.integers(-4, 4, (8, 21), dtype=np.int8)
+    planes = encode_planes(small, 3, PADDED)
+    assert (planes[:, :8] == encode_planes(small, 3, unpadded)).all()
+    assert not planes[:, 8:].any()
+    assert (decode_planes(planes, 3, PADDED) == decode_planes(planes[:, :8], 3, PADDED)).all()
 
 
 def test_rows_hold_the_matrix():
@@ -64,7 +92,7 @@ def test_layout_byte_by_byte():
     assert index == bytes([0x55, 0x22] + [0] * 6 + ([7, 255] + [0] * 6) * 2)
 
 
-@pytest.mark.parametrize("config", [TINY, BLOCK16], ids=["block8", "block16"])
+@CONFIGS
 def test_smallest_format_is_smallest(config):
     for beats in range(1, config.block + 1):
         sizes = {f: encoded_rows(64 * beats, beats, f, config) for f in formats(beats, config)}
