@@ -316,7 +316,7 @@ def test_gemm_in_rtl_with_a_waveform(call, tmp_path):
     [
         ("gemm", 9, 40, 24, "--core", "lut", "--weight-bits", 3),
         ("gemm", 17, 64, 48, "--core", "both", "--sparsity", "4:8"),
-        ("conv", 9, 8, 16, 24, 3, "--padding", 1, "--core", "both", "--weight-bits", 2),
+        ("conv", 9, 8, 16, 24, 3, "--padding", 1, "--core", "both", "--weight-bits", 6),
         ("conv", 6, 7, 12, 16, 3, "--stride", 2, "--core", "lut", "--weight-bits", 5),
     ],
 )
