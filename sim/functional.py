@@ -201,6 +201,8 @@ class _Machine:
         require(memory == Memory.WEIGHT or not format, "only weights have a format")
         require(memory != Memory.NORM or config.norm_depth > 0, "there is no norm memory")
         require(memory != Memory.WIDE or config.wide_depth > 0, "there is no wide memory")
+        require(memory != Memory.TAP or config.tap_depth > 0, "there is no tap memory")
+        require(memory != Memory.LUT_WEIGHT or config.lut_columns > 0, "there is no LUT core")
         if memory in ENTRY_MEMORIES:  # a beat is written at once
             entries = max(1, config.axi_bytes // PARAMETER_BYTES)
             for name in ("local", "local_stride", "count"):

@@ -22,6 +22,8 @@ def test_a_register_is_written_and_read_by_hand():
     assert sim.io.base == 0x1234_5678
     sim.io.bus__arvalid = 1
     sim.clock.tick()
+    sim.io.bus__arvalid = 0
+    sim.clock.tick()
     assert sim.io.bus__rvalid == 1
     assert sim.io.bus__rdata == 0x1234_5678
 
