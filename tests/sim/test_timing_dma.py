@@ -9,7 +9,7 @@ from amaranth.lib import wiring
 from twillcore.config import PRESETS
 from twillcore.dram import Dram
 from twillcore.hw.fetch import Fetch
-from twillcore.hw.load import LoadEngine, depth_rows, entries_per_row
+from twillcore.hw.load import ENTRY_MEMORIES, LoadEngine, depth_rows, entries_per_row
 from twillcore.hw.read_port import ReadPort
 from twillcore.hw.store import StoreEngine
 from twillcore.isa import Instruction, Memory, Opcode, WeightFormat
@@ -19,11 +19,11 @@ from twillcore.sim.read_path import ReadPath
 from twillcore.sim.timing_load import LoadTiming
 from twillcore.sim.timing_store import StoreTiming
 
-TINY = PRESETS["tiny"]
+TINY = PRESETS["tiny"].replace(tap_depth=64, lut_columns=8, lut_weight_depth=256)
 EIGHT = TINY.replace(name="eight", lanes=8)  # 8 beats per activation word
 NARROW = TINY.replace(name="narrow", axi_data_bits=32, axi_burst_beats=5, lanes=2)
 SHORT = TINY.replace(name="short", axi_data_bits=128, axi_burst_beats=2, lanes=2, dsp_columns=16)
-WIDEST = TINY.replace(name="widest", axi_data_bits=512, dsp_columns=64, lanes=8)
+WIDEST = TINY.replace(name="widest", axi_data_bits=512, dsp_columns=64, lut_columns=64, lanes=8)
 CONFIGS = [TINY, EIGHT, NARROW, SHORT, WIDEST]
 DRAMS = [
     Dram(), Dram(beat_cycles=2), Dram(beat_cycles=3), Dram(latency=1), Dram(latency=17),
@@ -40,8 +40,9 @@ MEMORY_BYTES = 1 << 16
 
 def transfer(rng, config, opcode, largest):
     """A legal LOAD or STORE; content does not matter here, so runs may overlap."""
-    memory = rng.choice(list(Memory) if opcode == Opcode.LOAD else [0, 1])
-    entries = entries_per_row(config) if memory >= Memory.PARAMETER else 1
+    present = [memory for memory in Memory if depth_rows(memory, config)]
+    memory = rng.choice(present if opcode == Opcode.LOAD else [0, 1])
+    entries = entries_per_row(config) if memory in ENTRY_MEMORIES else 1
     count = rng.randrange(1, largest + 1) * entries
     operands = {"memory": memory, "runs": rng.choice([1, 1, 2, 5]), "local": 0, "local_stride": 0}
     if opcode == Opcode.LOAD:
