@@ -180,7 +180,7 @@ class Case:
 
 def run(config, memory, taps, words, cycles=100_000, grant=lambda cycle: True, refusable=False):
     """Run instruction words; return acceptances, (cycle, word) of all loads, beats, errors."""
-    dut = Sequencer(config, refusable)
+    dut = Sequencer(config, refusable=refusable)
     accepted, loads, beats, errors = [], [], [], []
     size = config.lanes * BLOCK
     rubbish = int.from_bytes(b"\x5a" * size, "little")
