@@ -44,7 +44,7 @@ from twillcore.compiler.lowering import Held, Lowering, ceil_div, parameter_entr
 from twillcore.compiler.sparsify import beats_per_block
 from twillcore.compiler.steps import TABLE_UNITS, Buffer, Place, Region, Space
 from twillcore.config import Config
-from twillcore.isa import PARAMETER_BYTES, TAP, Function, Opcode
+from twillcore.isa import TAP, Function, Opcode
 from twillcore.numerics import look_up, narrow
 from twillcore.weights import encode_planes, encode_rows, smallest_format
 
@@ -674,7 +674,7 @@ class _Layer:
         """Set the window of the run's core; return where its taps are."""
         low, g, lanes = self.low, self.g, self.low.config.lanes
         if self._taps is None:
-            step = max(1, low.config.axi_bytes // PARAMETER_BYTES)  # entries of a beat
+            step = low.config.entries_per_beat  # entries of a beat
             entries = g.entries(lanes, x.stride)
             entries = np.pad(entries, (0, -len(entries) % step))
             self._taps = low.parameters(f"{self.op.name}.taps", entries, (x.stride,), Space.TAP)

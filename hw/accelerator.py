@@ -27,7 +27,7 @@ from twillcore.hw.store import StoreEngine
 from twillcore.hw.two_port_memory import TwoPortMemory
 from twillcore.hw.vector import VectorEngine
 from twillcore.hw.wide_memory import WideMemory
-from twillcore.isa import PARAMETER_BYTES, Cause, Engine
+from twillcore.isa import Cause, Engine
 
 LANE_ADDRESS_BITS = 10
 _NO_INDEX = (1 << INDEX_BITS) - 1
@@ -179,9 +179,8 @@ class Accelerator(wiring.Component):
         m.submodules.weight_memory = weight = TwoPortMemory(
             ADDRESS_BITS, weight_row(config), config.weight_depth
         )
-        entries_per_beat = max(1, config.axi_bytes // PARAMETER_BYTES)
         m.submodules.parameter_memory = parameter = ParameterMemory(
-            config.parameter_depth, entries_per_beat
+            config.parameter_depth, config.entries_per_beat
         )
         m.d.comb += activation.phase.eq(control.phase)
 
@@ -234,7 +233,8 @@ class Accelerator(wiring.Component):
         if config.tap_depth:
             joints.append((load.tap_write, gemm.tap_write))
         if config.norm_depth:
-            m.submodules.norm_memory = norm = ParameterMemory(config.norm_depth, entries_per_beat)
+            norm = ParameterMemory(config.norm_depth, config.entries_per_beat)
+            m.submodules.norm_memory = norm
             joints += [(load.norm_write, norm.write), (vector.norm, norm.read)]
         if move is not None:
             m.submodules.operand_memory = operand = TwoPortMemory(

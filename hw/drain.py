@@ -21,7 +21,7 @@ from twillcore.timing import ActivationSlot, WideReadSlot, WideWriteSlot, window
 
 def table_port(config: Config):
     """Return the port through which LOAD writes function tables: 4 entries per 64 bits of bus."""
-    entries = 4 * max(1, config.axi_data_bits // 64)
+    entries = 4 * config.entries_per_beat
     return write_port(ceil_log2(TABLE_ENTRIES // entries), data.ArrayLayout(signed(16), entries))
 
 

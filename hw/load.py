@@ -18,7 +18,15 @@ from twillcore.hw.layouts import (
 )
 from twillcore.hw.ports import Activity, engine_members, write_port
 from twillcore.hw.streams import Queue
-from twillcore.isa import PARAMETER_BYTES, TABLE_BYTES, Cause, Memory, Opcode, WeightFormat
+from twillcore.isa import (
+    ENTRY_MEMORIES,
+    PARAMETER_BYTES,
+    TABLE_BYTES,
+    Cause,
+    Memory,
+    Opcode,
+    WeightFormat,
+)
 from twillcore.timing import ActivationSlot, WideWriteSlot
 from twillcore.weights import plane_row_bytes, weight_row_bytes
 
@@ -37,15 +45,7 @@ DESTINATION = data.StructLayout({
     "runs": 12,
 })  # fmt: skip
 
-#: Memories of 64-bit entries, of which one beat is written at once.
-ENTRY_MEMORIES = (Memory.PARAMETER, Memory.NORM, Memory.TABLE, Memory.TAP)
-
 _ADDRESS_BITS = 17  # one more than addresses have, to see them pass the end
-
-
-def entries_per_row(config: Config) -> int:
-    """Return how many 64-bit entries of parameter, norm and table memory are written at once."""
-    return max(1, config.axi_bytes // PARAMETER_BYTES)
 
 
 def row_beats(memory: Memory, config: Config) -> int:
@@ -61,7 +61,7 @@ def row_beats(memory: Memory, config: Config) -> int:
 
 def depth_rows(memory: Memory, config: Config) -> int:
     """Return the rows (or words) of ``memory``, as LOAD counts them; 0 if it is absent."""
-    entries = entries_per_row(config)
+    entries = config.entries_per_beat
     return {
         Memory.ACTIVATION: config.activation_depth,
         Memory.WIDE: config.wide_depth,
@@ -126,14 +126,14 @@ class LoadEngine(wiring.Component):
     lut_weight_write : Out(write_port(16, plane_row(config)))
         With a LUT core only.
     parameter_write, norm_write, tap_write
-        Write ports; addresses count rows of :func:`entries_per_row` entries.
+        Write ports; addresses count rows of ``config.entries_per_beat`` entries.
     table_write
-        Write port; addresses count rows of 4 * :func:`entries_per_row` int16.
+        Write port; addresses count rows of 4 * ``config.entries_per_beat`` int16.
     """
 
     def __init__(self, config: Config):
         self._config = config
-        entries = entries_per_row(config)
+        entries = config.entries_per_beat
         entry_row = data.ArrayLayout(64, entries)
         table_row = data.ArrayLayout(signed(16), 4 * entries)
         table_bits = (TABLE_BYTES // PARAMETER_BYTES // entries - 1).bit_length()
@@ -198,7 +198,7 @@ class LoadEngine(wiring.Component):
         illegal = Signal()
         is_weight = word.memory == Memory.WEIGHT
         is_bitmap = word.format == WeightFormat.BITMAP
-        entries = entries_per_row(config)
+        entries = config.entries_per_beat
         in_entries = Signal()  # count and addresses are in entries, not in rows
         rows, local, stride = Signal(16), Signal(16), Signal(16)
         m.d.comb += [rows.eq(word.count), local.eq(word.local), stride.eq(word.local_stride)]

@@ -9,7 +9,7 @@ from twillcore.config import ADDRESS_BITS, Config
 from twillcore.hw.layouts import TAP_LAYOUT, activation_word, instruction_layout
 from twillcore.hw.parameter_memory import ParameterMemory
 from twillcore.hw.ports import gather_port, write_port
-from twillcore.isa import PARAMETER_BYTES, Opcode
+from twillcore.isa import Opcode
 from twillcore.timing import window_cycles
 
 #: One read of the activation memory.
@@ -33,7 +33,7 @@ _X_BITS, _Y_BITS = 11, 13  # of input pixels; y is signed
 
 def tap_port(config: Config):
     """Return the port through which LOAD writes taps: as many entries as a beat has."""
-    entries = max(1, config.axi_bytes // PARAMETER_BYTES)
+    entries = config.entries_per_beat
     return write_port(ADDRESS_BITS, data.ArrayLayout(64, entries))
 
 

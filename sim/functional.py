@@ -14,9 +14,9 @@ from twillcore import numerics
 from twillcore.config import Config
 from twillcore.image import Image
 from twillcore.isa import (
+    ENTRY_MEMORIES,
     ISA,
     PARAMETER,
-    PARAMETER_BYTES,
     TAP,
     WORD_BYTES,
     Cause,
@@ -40,7 +40,6 @@ Ints = NDArray[np.int64]
 FLOAT32_EXACT = 1 << 24  # integers below are exact in float32
 LARGEST_BITS = 8  # of a weight of the LUT core
 #: Memories of 64-bit entries.
-ENTRY_MEMORIES = (Memory.PARAMETER, Memory.NORM, Memory.TABLE, Memory.TAP)
 
 
 class FunctionalEngine:
@@ -204,7 +203,7 @@ class _Machine:
         require(memory != Memory.TAP or config.tap_depth > 0, "there is no tap memory")
         require(memory != Memory.LUT_WEIGHT or config.lut_columns > 0, "there is no LUT core")
         if memory in ENTRY_MEMORIES:  # a beat is written at once
-            entries = max(1, config.axi_bytes // PARAMETER_BYTES)
+            entries = config.entries_per_beat
             for name in ("local", "local_stride", "count"):
                 require(i[name] % entries == 0, f"{name} is not a multiple of {entries}")
         if format == WeightFormat.BITMAP:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from twillcore.errors import TwillcoreError
-from twillcore.isa import ISA, Engine, Opcode
+from twillcore.isa import ISA, PARAMETER_BYTES, Engine, Opcode
 
 FAMILIES = ("generic", "xc7", "xcup", "ecp5", "ice40")
 
@@ -211,6 +211,11 @@ class Config:
     def axi_bytes(self) -> int:
         """Bytes of one beat of the memory port."""
         return self.axi_data_bits // 8
+
+    @property
+    def entries_per_beat(self) -> int:
+        """64-bit entries that come with one beat of the memory port, and are written at once."""
+        return max(1, self.axi_bytes // PARAMETER_BYTES)
 
     @property
     def words_per_tile(self) -> int:

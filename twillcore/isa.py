@@ -374,6 +374,8 @@ PARAMETER = (
     Field("narrow_shift", 4, "right shift from int16 to int8"),
 )
 PARAMETER_BYTES = 8
+#: Memories of 64-bit entries, of which LOAD writes all that come with a beat at once.
+ENTRY_MEMORIES = (Memory.PARAMETER, Memory.NORM, Memory.TABLE, Memory.TAP)
 
 #: One 64-bit entry of tap memory: which words a window reads for one tap, and where it looks.
 TAP = (

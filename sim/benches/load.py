@@ -7,8 +7,8 @@ import numpy as np
 from cocotb.triggers import RisingEdge
 
 from twillcore.hw.layouts import ISSUED, weight_row
-from twillcore.hw.load import ENTRY_MEMORIES, depth_rows, entries_per_row, row_beats
-from twillcore.isa import Cause, Instruction, Memory, Opcode, WeightFormat
+from twillcore.hw.load import depth_rows, row_beats
+from twillcore.isa import ENTRY_MEMORIES, Cause, Instruction, Memory, Opcode, WeightFormat
 from twillcore.sim.axi_memory import AxiMemory
 from twillcore.sim.streams import StreamSource, bench_config, reset
 from twillcore.timing import ActivationSlot
@@ -52,7 +52,7 @@ class Program:
 
     def _append(self, memory):
         rng = self.rng
-        entries = entries_per_row(CONFIG) if memory in ENTRY_MEMORIES else 1
+        entries = CONFIG.entries_per_beat if memory in ENTRY_MEMORIES else 1
         depth = depth_rows(memory, CONFIG)
         format, beats, rows = WeightFormat.DENSE, 0, rng.randrange(1, min(depth, 24) + 1)
         if memory == Memory.WEIGHT:

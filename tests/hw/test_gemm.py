@@ -7,12 +7,13 @@ import pytest
 
 from twillcore import numerics
 from twillcore.config import PRESETS
+from twillcore.hw import lut_array
 from twillcore.hw.gemm import GemmEngine
 from twillcore.hw.layouts import TAP_LAYOUT
 from twillcore.hw.ports import Activity
 from twillcore.hw.window import Window
 from twillcore.isa import ISA, TAP, Cause, Function, Instruction, Opcode
-from twillcore.sim import timing_gemm
+from twillcore.sim import timing_cores, timing_gemm
 from twillcore.sim.bench import simulate
 from twillcore.sim.timing_gemm import GemmTiming
 from twillcore.timing import ActivationSlot, WideReadSlot, WideWriteSlot
@@ -455,6 +456,13 @@ def test_constants_of_the_timing_model():
     assert timing_gemm.DRAIN_LATENCY == GemmEngine.DRAIN_LATENCY
     assert timing_gemm.IN_FLIGHT == GemmEngine.IN_FLIGHT
     assert timing_gemm.DEFINE_CYCLES == Window.DEFINE_CYCLES
+
+
+@pytest.mark.parametrize("block", [8, 16])
+def test_the_cycle_model_of_both_cores_has_the_constants_of_the_array(block):
+    pairs = block // 2
+    assert timing_cores.LUT_TO_SUM + pairs == lut_array.beat_to_sum(block)
+    assert timing_cores.LUT_TO_START + pairs == lut_array.beat_to_shadow(block) - 2
 
 
 @pytest.mark.parametrize("gaps", [False, True], ids=["gapless", "gaps"])

@@ -6,14 +6,12 @@ import pytest
 from twillcore.config import PRESETS
 from twillcore.dram import Dram
 from twillcore.hw.load import (
-    ENTRY_MEMORIES,
     LoadEngine,
     depth_rows,
-    entries_per_row,
     row_beats,
 )
 from twillcore.hw.ports import Activity
-from twillcore.isa import Cause, Instruction, Memory, Opcode, WeightFormat
+from twillcore.isa import ENTRY_MEMORIES, Cause, Instruction, Memory, Opcode, WeightFormat
 from twillcore.sim.bench import simulate
 from twillcore.sim.bench_dram import BenchDram
 from twillcore.timing import ActivationSlot
@@ -66,7 +64,7 @@ def run_bytes(instruction, config):
 def random_load(rng, config, largest=40):
     """Any legal LOAD of at most about ``largest`` units."""
     memory = rng.choice(present(config))
-    entries = entries_per_row(config) if memory in ENTRY_MEMORIES else 1
+    entries = config.entries_per_beat if memory in ENTRY_MEMORIES else 1
     depth = depth_rows(memory, config) * entries
     format, beats, step = WeightFormat.DENSE, rng.randrange(32), entries
     if memory == Memory.WEIGHT:
@@ -102,7 +100,7 @@ def expand(memory_bytes, instruction, config):
     memory = Memory(instruction["memory"])
     size = run_bytes(instruction, config)
     row_bytes = row_beats(memory, config) * config.axi_bytes
-    entries = entries_per_row(config) if memory in ENTRY_MEMORIES else 1
+    entries = config.entries_per_beat if memory in ENTRY_MEMORIES else 1
     for run in range(instruction["runs"]):
         start = BASE + instruction["dram"] + run * instruction["dram_stride"]
         data = bytes(memory_bytes[start : start + size])
@@ -312,7 +310,7 @@ def test_illegal_operands_stop(config, operands):
     ids=lambda value: value.name,
 )
 def test_the_last_row_is_the_last(config, memory):
-    entries = entries_per_row(config) if memory in ENTRY_MEMORIES else 1
+    entries = config.entries_per_beat if memory in ENTRY_MEMORIES else 1
     end = depth_rows(memory, config) * entries
     operands = {"memory": memory, "count": 2 * entries, "runs": 2, "local_stride": 3 * entries}
     good = load(**operands, local=end - 5 * entries)

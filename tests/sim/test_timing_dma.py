@@ -9,10 +9,10 @@ from amaranth.lib import wiring
 from twillcore.config import PRESETS
 from twillcore.dram import Dram
 from twillcore.hw.fetch import Fetch
-from twillcore.hw.load import ENTRY_MEMORIES, LoadEngine, depth_rows, entries_per_row
+from twillcore.hw.load import LoadEngine, depth_rows
 from twillcore.hw.read_port import ReadPort
 from twillcore.hw.store import StoreEngine
-from twillcore.isa import Instruction, Memory, Opcode, WeightFormat
+from twillcore.isa import ENTRY_MEMORIES, Instruction, Memory, Opcode, WeightFormat
 from twillcore.sim.bench import simulate
 from twillcore.sim.bench_dram import BenchDram
 from twillcore.sim.read_path import ReadPath
@@ -42,7 +42,7 @@ def transfer(rng, config, opcode, largest):
     """A legal LOAD or STORE; content does not matter here, so runs may overlap."""
     present = [memory for memory in Memory if depth_rows(memory, config)]
     memory = rng.choice(present if opcode == Opcode.LOAD else [0, 1])
-    entries = entries_per_row(config) if memory in ENTRY_MEMORIES else 1
+    entries = config.entries_per_beat if memory in ENTRY_MEMORIES else 1
     count = rng.randrange(1, largest + 1) * entries
     operands = {"memory": memory, "runs": rng.choice([1, 1, 2, 5]), "local": 0, "local_stride": 0}
     if opcode == Opcode.LOAD:
