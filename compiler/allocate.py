@@ -3,10 +3,10 @@
 A buffer lives from the first step that touches it to the last. Each space is filled by *next fit*:
 a new buffer goes behind the one before it, past those that live, round and round. That reuses the
 words that were free longest, so that a LOAD can run far ahead of its user and drains need not wait
-for readers. Where a space is tight, first fit packs it instead.
+for readers. Buffers that live where a space is tight are packed by first fit instead.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from twillcore.compiler.steps import Buffer, Plan, Space, depth
@@ -69,22 +69,35 @@ def allocate(plan: Plan) -> Placement:
         mine = [life for life in lives.values() if life.buffer.space == space]
         if not mine or space == Space.DRAM:
             continue
-        size = depth(space, plan.config)
-        try:
-            addresses |= _fit(mine, size, rotate=True)
-        except OutOfSpace:
-            addresses |= _fit(mine, size, rotate=False)
+        addresses |= _fit_mostly_rotating(mine, depth(space, plan.config))
     return _place_dram(plan, addresses, lives)
 
 
-def _fit(lives: Iterable[_Life], size: int, rotate: bool) -> dict[Buffer, int]:
-    """Place buffers in the order of their starts, behind the last one (``rotate``) or lowest."""
+def _fit_mostly_rotating(lives: list[_Life], size: int) -> dict[Buffer, int]:
+    """Place buffers by next fit; those that live where that fails, or just before, by first fit."""
+    packed: set[Buffer] = set()
+    while True:
+        try:
+            return _fit(lives, size, packed)
+        except OutOfSpace as problem:
+            living = {problem.buffer, *problem.living}
+            if living <= packed:
+                start = min(life.start for life in lives if life.buffer in living)
+                living = {life.buffer for life in lives if start <= life.end <= problem.step}
+            if living <= packed:
+                return _fit(lives, size, {life.buffer for life in lives})
+            packed |= living
+
+
+def _fit(lives: Iterable[_Life], size: int, packed: Collection[Buffer]) -> dict[Buffer, int]:
+    """Place buffers in the order of their starts, behind the last one or, if packed, lowest."""
     addresses: dict[Buffer, int] = {}
     living: list[_Life] = []
     head = 0
     for life in lives:
         living = [other for other in living if other.end >= life.start]
         taken = sorted((addresses[o.buffer], addresses[o.buffer] + o.buffer.size) for o in living)
+        rotate = life.buffer not in packed
         address = _gap(taken, life.buffer.size, size, head if rotate else 0)
         if address is None and rotate:
             address = _gap(taken, life.buffer.size, size, 0)
