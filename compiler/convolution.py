@@ -863,7 +863,7 @@ def _divide(low: Lowering, op: Conv | Linear, g: Geometry | None,
     """
     config, outputs = low.config, len(op.weight)
     runs = layer_runs(op, config, weight)
-    if not 0 < op.lut_channels < outputs or getattr(op, "groups", 1) > 1:
+    if not config.lut_columns or not op.lut_bits or getattr(op, "groups", 1) > 1:
         return _Division(runs)
     out, first = low.tensor(op.out), outputs - op.lut_channels
     if g is None:
@@ -874,13 +874,16 @@ def _divide(low: Lowering, op: Conv | Linear, g: Geometry | None,
     if weight is None:
         weight = op.weight.reshape(outputs, -1, op.weight.shape[-1])
     dsp_core, lut_core = cores(config)
-    bits = int(max(op.weight[:first].max(), ~op.weight[:first].min())).bit_length() + 1
-    helpers = {
-        dsp_core: list(_dense(lut_core, weight[:first], 0, 0, config, bits)),
-        lut_core: list(_dense(dsp_core, weight[first:], first // config.block, 0, config, 0)),
-    }
+    helpers, bits = {}, 0
+    if first:
+        here = op.weight[:first].astype(np.int64)
+        bits = int(max(here.max(), ~here.min())).bit_length() + 1
+        helpers[dsp_core] = list(_dense(lut_core, weight[:first], 0, 0, config, bits))
+    if op.lut_channels:
+        word = first // config.block
+        helpers[lut_core] = list(_dense(dsp_core, weight[first:], word, 0, config, 0))
     stride = g.stride if g else 1
-    beats = next(run.beats for run in runs if run.core == dsp_core)
+    beats = next((run.beats for run in runs if run.core == dsp_core), config.block)
 
     def cycles(some: list[Run]) -> float:
         total = 0.0
@@ -903,6 +906,8 @@ def _divide(low: Lowering, op: Conv | Linear, g: Geometry | None,
     alone = max(*times.values()) * units
     best, division = max(alone, bus) * MOST_HELPED, _Division(runs)
     for helped, helper in ((dsp_core, lut_core), (lut_core, dsp_core)):
+        if helped not in helpers:
+            continue
         if any(run.tile_rows > run.core.depth // 2 for run in helpers[helped]):
             continue
         extra, load = cycles(helpers[helped]), bus + transfers(helpers[helped])
