@@ -61,7 +61,7 @@ from twillcore.weights import (
 MOST_TAPS = (1 << 8) - 1
 MOST_ROW_TILES = (1 << 12) - 1
 MOST_HELPED = 0.98  #: of a layer's time, for one core to help the other
-PART_SHARE = 1 / 8  #: of the weight memory, for a part of a column tile that does not fit twice
+PART_SHARE = 1 / 12  #: of the weight memory, for a part of a column tile that does not fit twice
 
 
 # Column tiles
