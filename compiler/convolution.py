@@ -532,6 +532,8 @@ class _Layer:
         passes = sum(map(len, mine))
         by_bands = fit or self._reload_weights(bands) < self._reload_inputs(bands, passes)
         by_bands &= not isinstance(self.op, Concat)  # each part stores its own words
+        if by_bands:
+            self.low.by_bands.add(len(self.low.layers) - 1)
         work = [self._work(chunks, bands, by_bands, fit) for chunks in mine]
         total = [0] * len(mine)
         for band in bands:

@@ -40,6 +40,9 @@ from twillcore.isa import ISA, PARAMETER, PARAMETER_BYTES, Memory, MoveMode, Opc
 from twillcore.weights import encode_rows, smallest_format
 
 
+PAIRED = 2 / 3  #: of the memory that one layer uses, for each of two interleaved ones
+
+
 @dataclass(frozen=True)
 class Tuning:
     """Heuristics of the schedule; none of them changes a result.
@@ -60,6 +63,12 @@ class Tuning:
     pieces: int = 8
     scratch_share: float = 1 / 8
     input_share: float = 3 / 8
+
+    def paired(self) -> "Tuning":
+        """Return what two layers use that share the memories."""
+        return dataclasses.replace(
+            self, scratch_share=self.scratch_share * PAIRED, input_share=self.input_share * PAIRED
+        )
 
     def smaller(self) -> "Tuning":
         """Return half the sizes, for a network that does not fit."""
@@ -225,6 +234,7 @@ class Lowering:
             self._slots.setdefault(
                 name, (slot, Buffer(name, Space.DRAM, slot.size_bytes(self.config)))
             )
+        self.by_bands: set[int] = set()  # layers whose weights all pass each band
         self._readers = {name: op for op in graph.ops for name in reads(op)}
         self._writers = {name: op for op in graph.ops for name in writes(op)}
 
@@ -611,6 +621,11 @@ class Lowering:
             **flags,
         )
 
+    def replace(self, start: int, steps: Iterable[Step]) -> None:
+        """Take ``steps`` for all from ``start`` on."""
+        self.steps[start:] = steps
+        self._windows.clear()
+
     def window(self, opcode: Opcode, tap: Buffer, **operands: int) -> None:
         """Append a WINDOW or LUT_WINDOW, unless that is the window that the core has."""
         values = {**operands, "tap": Place(tap)}
@@ -667,4 +682,5 @@ class Lowering:
             layers=tuple(self.layers),
             inputs=(*(self._slots[name] for name in graph.inputs), *self._masks.values()),
             outputs=tuple(self._slots[name] for name in outputs),
+            by_bands=frozenset(self.by_bands),
         )

@@ -15,7 +15,7 @@ from twillcore.compiler.graph import Graph, reads
 from twillcore.compiler.lowering import Tuning
 from twillcore.compiler.schedule import schedule
 from twillcore.compiler.steps import DEPTH_PARAMETER, Plan, depth
-from twillcore.compiler.tile import tile
+from twillcore.compiler.tile import choose_pairs, tile
 from twillcore.image import Image
 
 MOST_SHRINKS = 3  #: how often temporary buffers are halved before a network counts as too large
@@ -57,7 +57,8 @@ def _place(graph: Graph, tuning: Tuning) -> tuple[Plan, Placement]:
     while True:
         plan = tile(graph, streamed, constants, tuning)
         try:
-            return plan, allocate(plan)
+            placement = allocate(plan)
+            return _paired(graph, streamed, constants, tuning, plan) or (plan, placement)
         except OutOfSpace as problem:
             victims = [
                 b for b in (*problem.living, problem.buffer) if b.tensor not in (None, *streamed)
@@ -69,6 +70,22 @@ def _place(graph: Graph, tuning: Tuning) -> tuple[Plan, Placement]:
                 tuning = tuning.smaller()
                 continue
             streamed |= {max(victims, key=lambda buffer: buffer.size).tensor}
+
+
+def _paired(
+    graph: Graph, streamed: frozenset[str], constants: dict, tuning: Tuning, plan: Plan
+) -> tuple[Plan, Placement] | None:
+    """Tile with some neighbouring layers interleaved, and allocate; None if that does not fit."""
+    pairs = choose_pairs(graph, plan, streamed)
+    while pairs:
+        plan = tile(graph, streamed, constants, tuning, pairs)
+        try:
+            return plan, allocate(plan)
+        except OutOfSpace as problem:
+            number = plan.steps[problem.step].layer
+            here = [plan.layers[n].name for n in (number, number - 1) if n >= 0]
+            pairs = [name for name in pairs if name not in here] if {*here} & {*pairs} else []
+    return None
 
 
 def _too_large(plan: Plan, problem: OutOfSpace) -> CompileError:

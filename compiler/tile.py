@@ -5,6 +5,8 @@ used for all rows of the group. The first chunk goes row by row where its input 
 the last one where its readers start row by row, so that neighbouring layers overlap.
 """
 
+from collections.abc import Collection
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -30,6 +32,7 @@ from twillcore.compiler.graph import (
     Op,
     Softmax,
 )
+from twillcore.compiler.interleave import interleave, load_of
 from twillcore.compiler.lowering import (
     Held,
     Lowering,
@@ -39,15 +42,32 @@ from twillcore.compiler.lowering import (
     parameter_entries,
     pieces,
 )
-from twillcore.compiler.steps import Place, Plan, Region, Space
+from twillcore.compiler.steps import Place, Plan, Region, Space, Step
 from twillcore.isa import Function, Opcode
 
 
-def tile(graph: Graph, streamed: frozenset[str], constants: dict, tuning: Tuning) -> Plan:
-    """Return the steps of ``graph`` when the tensors in ``streamed`` live in DRAM."""
+LEAST_GAIN = 0.03  #: of the time of two layers one after the other, to interleave them
+
+
+def tile(
+    graph: Graph,
+    streamed: frozenset[str],
+    constants: dict,
+    tuning: Tuning,
+    paired: Collection[str] = (),
+) -> Plan:
+    """Return the steps of ``graph`` when the tensors in ``streamed`` live in DRAM.
+
+    Layers named in ``paired`` are interleaved with those that follow them.
+    """
     lowering = Lowering(graph, streamed, constants, tuning)
-    for op in graph.ops:
-        _LOWER[type(op)](lowering, op)
+    ops = list(graph.ops)
+    while ops:
+        op = ops.pop(0)
+        if op.name in paired:
+            _lower_pair(lowering, op, ops.pop(0))
+        else:
+            _LOWER[type(op)](lowering, op)
     written = {name for op in graph.ops for name in (getattr(op, "out", None),
                getattr(op, "wide_out", None))}  # fmt: skip
     for name in dict.fromkeys(graph.outputs):
@@ -55,6 +75,43 @@ def tile(graph: Graph, streamed: frozenset[str], constants: dict, tuning: Tuning
             lowering.layer(f"copy {name}")
             _copy(lowering, name)
     return lowering.plan()
+
+
+def _lower_pair(low: Lowering, first: Op, second: Op) -> None:
+    """Lower two layers band by band."""
+    tuning, low.tuning = low.tuning, low.tuning.paired()
+    start = len(low.steps)
+    _LOWER[type(first)](low, first)
+    middle = len(low.steps)
+    _LOWER[type(second)](low, second)
+    low.tuning = tuning
+    low.replace(start, interleave(low.steps[start:middle], low.steps[middle:], low.config))
+
+
+def choose_pairs(graph: Graph, plan: Plan, streamed: frozenset[str]) -> list[str]:
+    """Return those layers of a plan that had better be interleaved with the next ones."""
+    ops = graph.ops
+    steps: dict[int, list[Step]] = {number: [] for number in range(len(plan.layers))}
+    for step in plan.steps:
+        steps[step.layer].append(step)
+    loads = [load_of(steps[number], graph.config) for number in range(len(ops))]
+    best: list[tuple[float, list[str]]] = [(0.0, []), (0.0, [])]  # of ever more layers
+    for number in range(1, len(ops)):
+        first, second = ops[number - 1 : number + 1]
+        gain = -1.0
+        if (
+            isinstance(first, Conv | MaxPool)
+            and isinstance(second, Conv | MaxPool)
+            and second.x == first.out
+            and first.out in streamed
+            and plan.by_bands >= {number - 1, number}
+        ):
+            apart = loads[number - 1].bound + loads[number].bound
+            gain = apart - (loads[number - 1] + loads[number]).bound - LEAST_GAIN * apart
+        saved, names = best[number - 1]
+        together = saved + gain, [*names, first.name]
+        best.append(max(best[number], together if gain > 0 else best[number], key=lambda c: c[0]))
+    return best[-1][1]
 
 
 def _copy(low: Lowering, name: str) -> None:
