@@ -218,6 +218,7 @@ class Lowering:
         self._parts = find_parts(graph)
         self.steps: list[Step] = []
         self.layers: list[Layer] = []
+        self.number = -1  # of the layer to which steps belong
         self._constants = constants
         self._homes: dict[str, Held] = {}
         self._slots: dict[str, tuple[Slot, Buffer]] = {}
@@ -322,6 +323,12 @@ class Lowering:
             name, offset = self._parts[name]
             word += offset
         return name, word
+
+    def is_shared(self, name: str) -> bool:
+        """Whether a tensor lies in another one or others in it, or more than one op reads it."""
+        inside = name in self._parts or any(whole == name for whole, _ in self._parts.values())
+        users = sum(name in reads(op) for op in self.graph.ops)
+        return inside or users != 1 or name in self._slots
 
     def is_streamed(self, name: str | None) -> bool:
         """Whether a tensor lives in DRAM."""
@@ -438,7 +445,7 @@ class Lowering:
 
     def constant(self, key: tuple, encode: Callable[[], bytes]) -> Buffer:
         """Return the constant of the current layer with that key; ``encode`` gives its bytes."""
-        full = len(self.layers), *key
+        full = self.number, *key
         if full not in self._constants:
             data = encode()
             name = " ".join(str(part) for part in key)
@@ -536,6 +543,7 @@ class Lowering:
         """Start a layer: following steps belong to it; see :class:`twillcore.image.Layer`."""
         useful = macs if useful_macs is None else useful_macs
         self.layers.append(Layer(name, macs, useful, lut_macs, lut_work))
+        self.number = len(self.layers) - 1
 
     def emit(
         self, opcode: Opcode, reads: Iterable[Region], writes: Iterable[Region],
@@ -545,7 +553,7 @@ class Lowering:
         values = {part.name: operands.pop(part.name, 0) for part in ISA[opcode].operands}
         if operands:
             raise ValueError(f"{opcode.name} has no operands {sorted(operands)}")
-        self.steps.append(Step(opcode, values, tuple(reads), tuple(writes), len(self.layers) - 1))
+        self.steps.append(Step(opcode, values, tuple(reads), tuple(writes), self.number))
 
     def gemm(
         self,

@@ -15,7 +15,7 @@ from twillcore.compiler.graph import Graph, reads
 from twillcore.compiler.lowering import Tuning
 from twillcore.compiler.schedule import schedule
 from twillcore.compiler.steps import DEPTH_PARAMETER, Plan, depth
-from twillcore.compiler.tile import choose_pairs, tile
+from twillcore.compiler.tile import Pairs, tile
 from twillcore.image import Image
 
 MOST_SHRINKS = 3  #: how often temporary buffers are halved before a network counts as too large
@@ -75,16 +75,21 @@ def _place(graph: Graph, tuning: Tuning) -> tuple[Plan, Placement]:
 def _paired(
     graph: Graph, streamed: frozenset[str], constants: dict, tuning: Tuning, plan: Plan
 ) -> tuple[Plan, Placement] | None:
-    """Tile with some neighbouring layers interleaved, and allocate; None if that does not fit."""
-    pairs = choose_pairs(graph, plan, streamed)
-    while pairs:
-        plan = tile(graph, streamed, constants, tuning, pairs)
+    """Tile with some neighbouring layers together, and allocate; None if none pay and fit."""
+    pairs = Pairs(graph, plan, streamed, constants, tuning)
+    while chosen := pairs.best():
+        plan = tile(graph, streamed, constants, tuning, chosen)
         try:
-            return plan, allocate(plan)
+            placement = allocate(plan)
+            tight = placement.tight
         except OutOfSpace as problem:
-            number = plan.steps[problem.step].layer
-            here = [plan.layers[n].name for n in (number, number - 1) if n >= 0]
-            pairs = [name for name in pairs if name not in here] if {*here} & {*pairs} else []
+            placement, tight = None, {plan.steps[problem.step].layer}
+        names = [layer.name for layer in plan.layers]
+        refused = {n for layer in tight for n in (layer - 1, layer) if names[n] in chosen}
+        for number in refused:
+            pairs.refuse(number, chosen[names[number]])
+        if not refused:
+            return placement and (plan, placement)
     return None
 
 
