@@ -217,7 +217,10 @@ def compile(
     from twillcore.compiler.front import run_front
     from twillcore.compiler.pipeline import compile_graph
     from twillcore.compiler.shares import LutShare, Shares
+    from twillcore.models.layout import sparse_layers
+    from twillcore.models.low_rank import factorise
     from twillcore.models.policy import Policy
+    from twillcore.models.reconstruct import hessians
 
     start = time.perf_counter()
     chip, named = load_config(config), {}
@@ -226,11 +229,18 @@ def compile(
     if policy is not None:
         if isinstance(policy, str | Path):
             policy = Policy.load(Path(policy))
-        named = {n: LutShare(p.lut_bits, p.lut_share) for n, p in policy.layers.items()}
+        named = {
+            name: LutShare(layer.lut_bits, 0.0 if layer.rank else layer.lut_share)
+            for name, layer in policy.layers.items()
+        }
         if isinstance(module, torch.nn.Module):
             policy.check(module, chip)
             module = copy.deepcopy(module)
             policy.enforce(module)
+            whole = {n: r for n, r in policy.ranks().items() if n in sparse_layers(module)}
+            if whole:
+                samples = [s if isinstance(s, Sequence) else (s,) for s in calibration]
+                factorise(module, whole, hessians(module, samples or [example_inputs], whole))
     shares = Shares(named, None if lut_bits is None else LutShare(lut_bits))
     front = run_front(module, example_inputs, chip, calibration, shares)
     middle = time.perf_counter()

@@ -69,6 +69,10 @@ def test_a_checkpoint_of_another_training_is_refused(tmp_path):
     distil(student, teacher, batch, dataclasses.replace(RECIPE, steps=2), [], file)
     with pytest.raises(TwillcoreError, match="of another training: steps was 2, is 60"):
         distil(student, teacher, batch, RECIPE, [], file)
+    torch.manual_seed(0)
+    other = sparsify(copy.deepcopy(teacher).requires_grad_(True), Pattern(1, 4), decay=0.0)
+    with pytest.raises(TwillcoreError, match="of another training: 0 was 2:4, is 1:4"):
+        distil(other, teacher, batch, dataclasses.replace(RECIPE, steps=2), [], file)
 
 
 def test_nan_is_reported_with_the_step():
