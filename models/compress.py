@@ -28,7 +28,13 @@ from twillcore.models.low_rank import (
     search_ranks,
     train_low_rank,
 )
-from twillcore.models.mixmatch import arrange, round_lut_channels, row_divergence, row_variance
+from twillcore.models.mixmatch import (
+    arrange,
+    lut_count,
+    round_lut_channels,
+    row_divergence,
+    row_variance,
+)
 from twillcore.models.ompq import choose_bits, features, importance, orthogonality
 from twillcore.models.pattern import Pattern
 from twillcore.models.policy import BITS, LayerPolicy, Policy
@@ -344,8 +350,6 @@ class _Job:
 
     def _cores(self, example_inputs: Sequence[Tensor]) -> dict[str, LayerPolicy]:
         """Give the LUT core the channels that suffer least, as many as it computes in time."""
-        from twillcore.compiler.split import split_channels
-
         bits, chip = int(self.target.value), self.chip
         if bits != self.target.value or bits not in BITS:
             raise TwillcoreError(
@@ -364,11 +368,7 @@ class _Job:
             if is_depthwise(layer):
                 choices[name] = LayerPolicy(lut_share=0.0)
                 continue
-            taps = layer.weight[0, 0].numel()
-            count = split_channels(
-                chip, rows=shape.rows, blocks=-(-layer.weight.shape[1] // chip.block), taps=taps,
-                channels=shape.outputs, beats=chip.block, lut_bits=bits,
-            )  # fmt: skip
+            count = lut_count(shape.outputs, bits, chip)
             choices[name] = LayerPolicy(lut_share=count / shape.outputs, lut_bits=bits)
         return choices
 

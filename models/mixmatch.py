@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
+from twillcore.config import Config
 from twillcore.errors import TwillcoreError
 from twillcore.models.layout import SPARSE_LAYERS, is_depthwise
 from twillcore.models.policy import Policy
@@ -34,20 +35,15 @@ CHANNELWISE_FUNCTIONS = (
 )  # fmt: skip
 
 
-def lut_channels(score: Tensor, share: float, multiple: int = 1) -> Tensor:
-    """Return the channels of lowest ``score``, ascending: ``share`` of all, in whole multiples.
+def lut_count(outputs: int, bits: int, config: Config) -> int:
+    """Return how many channels the LUT core computes while the other does the rest of a layer.
 
-    Of equal scores the lower channel is taken first.
-
-    Raises
-    ------
-    TwillcoreError
-        If the share is not 0..1.
+    In whole blocks; none where the outputs are no whole blocks.
     """
-    if not 0 <= share <= 1:
-        raise TwillcoreError(f"the share of the LUT core must be 0..1, not {share}")
-    count = round(share * len(score) / multiple) * multiple
-    return score.sort(stable=True).indices[: min(count, len(score))].sort().values
+    if outputs % config.block:
+        return 0
+    share = share_of(config.lut_columns / bits, config.dsp_columns / config.block)
+    return round(share * outputs / config.block) * config.block
 
 
 @torch.no_grad()

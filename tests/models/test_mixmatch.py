@@ -5,10 +5,11 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from twillcore.config import PRESETS
 from twillcore.errors import TwillcoreError
 from twillcore.models.mixmatch import (
     arrange,
-    lut_channels,
+    lut_count,
     quantise_to_levels,
     round_lut_channels,
     row_divergence,
@@ -20,15 +21,9 @@ from twillcore.models.policy import LayerPolicy, Policy
 from twillcore.models.qat import on_grid
 
 
-def test_narrow_rows_go_first_lowest_index_of_equals():
-    weight = torch.tensor([[3.0, -3], [1, -1], [2, -2], [1, -1], [9, -9]])
-    assert row_variance(weight).tolist() == [9, 1, 4, 1, 81]
-    assert lut_channels(row_variance(weight), 0.4).tolist() == [1, 3]
-    assert lut_channels(row_variance(weight), 0.2).tolist() == [1]
-    assert lut_channels(row_variance(weight), 0.6, multiple=2).tolist() == [0, 1, 2, 3]
-    assert lut_channels(row_variance(weight), 0.0).tolist() == []
-    with pytest.raises(TwillcoreError, match=r"must be 0\.\.1, not 1\.5"):
-        lut_channels(torch.ones(3), 1.5)
+def test_variance_of_rows():
+    weight = torch.tensor([[3.0, -3], [1, -1], [2, -2]])
+    assert row_variance(weight).tolist() == [9, 1, 4]
 
 
 def test_rows_on_the_grid_diverge_least():
@@ -48,6 +43,9 @@ def test_sp2_levels_of_four_bits_are_the_published():
 
 def test_share_balances_the_cores():
     assert share_of(1.0, 1.5) == pytest.approx(0.4)
+    z7020 = PRESETS["z7020"]  # 16 columns in as many cycles as bits, 24 in the 8 of a block
+    assert share_of(16 / 4, 24 / 8) == pytest.approx(4 / 7)
+    assert [lut_count(n, 4, z7020) for n in (64, 48, 10)] == [40, 24, 0]
 
 
 class Block(nn.Module):
