@@ -193,7 +193,8 @@ def compile(
 
     Parameters
     ----------
-    module : in inference mode, or what ``torch.export`` made of it; static shapes
+    module : in inference mode, or what ``torch.export`` made of it; static shapes; pruned or
+        quantised weights of other libraries are understood (:mod:`twillcore.models.exchange`)
     example_inputs : the tensors it is called with
     config : a preset, a TOML file or a configuration
     calibration : inputs like the example, to find the range of every tensor; without any, the
@@ -217,6 +218,7 @@ def compile(
     from twillcore.compiler.front import run_front
     from twillcore.compiler.pipeline import compile_graph
     from twillcore.compiler.shares import LutShare, Shares
+    from twillcore.models.exchange import is_foreign, plain
     from twillcore.models.layout import sparse_layers
     from twillcore.models.low_rank import factorise
     from twillcore.models.policy import Policy
@@ -226,6 +228,8 @@ def compile(
     chip, named = load_config(config), {}
     if isinstance(example_inputs, torch.Tensor):
         example_inputs = (example_inputs,)
+    if isinstance(module, torch.nn.Module) and is_foreign(module):
+        module = plain(module)
     if policy is not None:
         if isinstance(policy, str | Path):
             policy = Policy.load(Path(policy))
