@@ -119,4 +119,4 @@ def test_minilm_trains_with_what_the_command_says(monkeypatch, tmp_path):
     training = Training(7, checkpoint=tmp_path / "checkpoint.pt")
     sad = find_subject("minilm").train(load_minilm(), training, lambda optimiser: None)
     assert sad == 0.75
-    assert calls == [(7, tmp_path / "checkpoint.pt", 6, 2)]
+    assert calls == [(7, tmp_path / "checkpoint.pt", 6, True)]
