@@ -5,6 +5,7 @@ coarse grids are found again in the plain weights, without annotation.
 """
 
 import copy
+import warnings
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,19 @@ from torch.nn.utils import parametrize, prune
 
 from twillcore.errors import TwillcoreError
 from twillcore.models.plain import remove_parametrisations
+
+
+def is_foreign(module: nn.Module) -> bool:
+    """Return whether :func:`plain` has anything to do."""
+    if isinstance(module, torch.fx.GraphModule) and any(map(_dequantises, module.graph.nodes)):
+        return True
+    return any(
+        parametrize.is_parametrized(child)
+        or callable(getattr(child, "quant_weight", None))
+        or any(isinstance(h, prune.BasePruningMethod) for h in child._forward_pre_hooks.values())
+        or any(map(_is_quantised, child.parameters(recurse=False)))
+        for child in module.modules()
+    )
 
 
 def plain(module: nn.Module) -> nn.Module:
@@ -30,7 +44,9 @@ def plain(module: nn.Module) -> nn.Module:
         for key, value in vars(child).items():
             if isinstance(value, Tensor) and not value.is_leaf:
                 vars(child)[key] = value.detach()
-    module = copy.deepcopy(module)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch's own, of exported graphs
+        module = copy.deepcopy(module)
     for name, child in list(module.named_modules()):
         _remove_masks(child)
         if parametrize.is_parametrized(child):
@@ -44,6 +60,7 @@ def plain(module: nn.Module) -> nn.Module:
                 parent, _, last = name.rpartition(".")
                 setattr(module.get_submodule(parent), last, replacement)
     if isinstance(module, torch.fx.GraphModule):
+        module = torch.fx.GraphModule(module, module.graph)  # an exported one refuses eval()
         _fold_dequantised(module)
     wrong = [n for n, p in module.named_parameters() if not p.isfinite().all()]
     if wrong:
@@ -57,9 +74,17 @@ def _remove_masks(layer: nn.Module) -> None:
             prune.remove(layer, hook._tensor_name)
 
 
+def _is_quantised(parameter: Tensor) -> bool:
+    return type(parameter.data) is not Tensor and hasattr(parameter, "dequantize")
+
+
+def _dequantises(node: torch.fx.Node) -> bool:
+    return node.op == "call_function" and "dequantize" in str(node.target)
+
+
 def _dequantise_parameters(layer: nn.Module) -> None:
     for name, parameter in list(layer.named_parameters(recurse=False)):
-        if type(parameter.data) is not Tensor and hasattr(parameter, "dequantize"):
+        if _is_quantised(parameter):
             value = parameter.dequantize().detach().clone()
             setattr(layer, name, nn.Parameter(value, requires_grad=False))
 
@@ -99,7 +124,7 @@ def _fold_dequantised(graph_module: torch.fx.GraphModule) -> None:
     """
     graph = graph_module.graph
     for node in list(graph.nodes):
-        if node.op != "call_function" or "dequantize" not in str(node.target):
+        if not _dequantises(node):
             continue
         inputs = node.all_input_nodes
         if all(source.op == "get_attr" for source in inputs):
