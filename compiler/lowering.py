@@ -521,11 +521,11 @@ class Lowering:
 
     def layer(
         self, name: str, macs: int = 0, useful_macs: int | None = None, lut_macs: int = 0,
-        lut_bits: int = 0,
+        lut_work: int = 0,
     ) -> None:  # fmt: skip
         """Start a layer: following steps belong to it; see :class:`twillcore.image.Layer`."""
         useful = macs if useful_macs is None else useful_macs
-        self.layers.append(Layer(name, macs, useful, lut_macs, lut_bits if lut_macs else 0))
+        self.layers.append(Layer(name, macs, useful, lut_macs, lut_work))
 
     def emit(
         self, opcode: Opcode, reads: Iterable[Region], writes: Iterable[Region],
