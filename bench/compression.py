@@ -276,7 +276,7 @@ def minilm(*folders: str) -> None:
         row |= on_chip(minilm_program(folder, longest), longest)
         timed = minilm_program(folder, TOKENS)
         result = timed.run(*tokenize(calibration_sentences()[:1], TOKENS), engine="cycle")
-        row |= {"cycles": result.cycles, "bytes_read": result.bytes_read, "folder": folder}
+        row |= {"cycles": result.cycles, "bytes_read": result.result.bytes_read, "folder": folder}
         say(f"  integers {row['int8']:.4f} ({row['int8_min']:.3f}), {row['cycles']:,} cycles")
         rows.append(row)
         store("minilm", rows)
