@@ -103,8 +103,8 @@ class Accelerator(wiring.Component):
         ):
             m.submodules[name] = ResetInserter(reset)(component)
         for engine, unit in components.items():
-            inner = {Part.DRAIN.domain: reset, Part.LUT.domain: reset}  # of GEMM
-            unit = ResetInserter({"sync": reset} | inner)(unit)
+            inner = (Part.DRAIN, Part.LUT, Part.GATHER)  # of GEMM
+            unit = ResetInserter({"sync": reset} | {part.domain: reset for part in inner})(unit)
             m.submodules[engine.name.lower()] = clocked_by(Part[engine.name], unit, platform)
         for engine, issue in issues.items():
             # Tokens that one program leaves behind are not the next one's, nor is its HALT.
@@ -137,6 +137,8 @@ class Accelerator(wiring.Component):
         awake[Part.DRAIN] = engines[Engine.GEMM].drain_awake
         if Engine.LUT in present:
             awake[Part.LUT] = engines[Engine.GEMM].lut_awake
+        if self.config.tap_depth:
+            awake[Part.GATHER] = engines[Engine.GEMM].gather_awake
         awake[Part.ISSUE] = Cat(issue.awake for issue in issues.values()).any() | control.begin
         for part, works in awake.items():
             awake_while(m, platform, self.awake[part], works | reset)

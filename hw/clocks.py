@@ -26,6 +26,7 @@ class Part(enum.IntEnum):
     VECTOR = 5
     MOVE = 6
     LUT = 7
+    GATHER = 8  # of GEMM
 
     @property
     def domain(self) -> str:

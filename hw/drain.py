@@ -351,7 +351,7 @@ class Drain(wiring.Component):
         value = pipe.registers(7, signed(16), value, "residual")
         # The shift is -8..15: shift left by 8, then right by 0..23. The rounding of the latter
         # cannot be seen when it only takes back zeros.
-        value = [_add_half(v << 8, stage[8].residual_shift) for v in value]
+        value = [_add_half(v.shift_left(8), stage[8].residual_shift) for v in value]
         value = pipe.registers(8, signed(25), value, "residual_half_added")
         value = [v >> stage[9].residual_shift for v in value]
         return pipe.registers(9, signed(24), value, "residual_shifted")

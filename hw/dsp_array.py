@@ -30,7 +30,7 @@ class _Controls(NamedTuple):
 
     valid: list  # a beat is here
     load: list  # ... that is the first of its block
-    first: list  # by stagger, in cycle 5 of the column: the beat is the first of its window
+    first: list  # by stagger, in cycle 5 of the column: a window starts afresh
     pick: Signal  # a window goes to the adder,
     column: Signal  # of this column in its group
     add: Signal  # in the cycle after pick: the adder adds it,
@@ -52,6 +52,9 @@ class _Row(NamedTuple):
 
 class DspArray(wiring.Component):
     """``acc[lane][column] += held[lane][position[column]] * weight[column]``, a beat per cycle.
+
+    Between beats the weights are zero, so that multipliers and windows need no enables: a window
+    goes on by nothing.
 
     A multiplier adds up a *window* of products; the wide accumulators of :data:`GROUP` columns
     share one adder, which takes the windows of its columns in turn, one per cycle. So column c of a
@@ -120,8 +123,7 @@ class DspArray(wiring.Component):
         awake_while(m, platform, self.awake, control.working | self.shift)
         held, rows = self._rows(m, beat, control)
 
-        # By lane: the oldest column of the shadow of each group.
-        oldest = [[] for _ in range(config.lanes)]
+        oldest = []  # by group: the oldest column of its shadow
         next_column = Signal(range(config.dsp_columns + 1))  # that leaves the shadow
         leave = Signal()
         m.d.comb += leave.eq(self.shift | control.capture)
@@ -136,6 +138,7 @@ class DspArray(wiring.Component):
             load = control.add & control.finish
             turn_shadow = Signal(name=f"turn_shadow_{number}")
             m.d.comb += turn_shadow.eq(load | (leave & (next_group == number)))
+            addends = []
             for lanes in self._lanes_of_multipliers():
                 windows = [
                     self._window(m, platform, control, [held[c % GROUP][r] for r in lanes], rows[c],
@@ -148,20 +151,18 @@ class DspArray(wiring.Component):
                     addend = Signal(
                         signed(_WINDOW_BITS), name=f"addend_{lane}_{number}", reset_less=True
                     )
-                    with m.If(control.pick):
-                        m.d.sync += addend.eq(value)
-                    # The column register is the fourth of the first group's shadow.
-                    depth = GROUP - 1 if number == 0 else GROUP
-                    shadow = self._accumulate(
-                        m, platform, control, addend, turn_shadow, depth, f"{lane}_{number}"
-                    )
-                    oldest[lane].append(shadow)
+                    m.d.sync += addend.eq(value)
+                    addends.append(addend)
+            # The column register is the fourth of the first group's shadow.
+            depth = GROUP - 1 if number == 0 else GROUP
+            oldest.append(
+                self._accumulate(m, platform, control, addends, turn_shadow, depth, number)
+            )
 
-        for lane, groups in enumerate(oldest):
-            with m.If(leave), m.Switch(next_group):
-                for number, shadow in enumerate(groups):
-                    with m.Case(number):
-                        m.d.sync += self.column[lane].eq(shadow)
+        with m.If(leave), m.Switch(next_group):
+            for number, shadow in enumerate(oldest):
+                with m.Case(number):
+                    m.d.sync += self.column.eq(shadow)
         return m
 
     def _lanes_of_multipliers(self):
@@ -192,7 +193,7 @@ class DspArray(wiring.Component):
         first = Signal()
         m.d.comb += [
             end.eq((now.valid | opened) & (finish | ((rest == 0) & ~soon))),
-            first.eq(~opened | now.clear),
+            first.eq(~opened | (now.valid & now.clear)),
         ]
         m.d.sync += [
             opened.eq((now.valid | opened) & ~end),
@@ -269,17 +270,15 @@ class DspArray(wiring.Component):
                 position = Signal(
                     config.index_bits, name=f"position_{c}_{2 + stagger}", reset_less=True
                 )
-                with m.If(control.valid[1 + stagger]):
-                    m.d.sync += [weight.eq(rows[c][0]), position.eq(rows[c][1])]
+                m.d.sync += [weight.eq(rows[c][0]), position.eq(rows[c][1])]
+                if stagger == 0:
+                    with m.If(~beat[1].valid):
+                        m.d.sync += weight.eq(0)
                 rows[c] = (weight, position)
         for c, (weight, position) in enumerate(rows):
-            enable = control.valid[c % GROUP :]
             factor = Signal(signed(8), name=f"factor_{c}", reset_less=True)
             near = Signal(signed(8), name=f"factor_near_{c}", reset_less=True)
-            with m.If(enable[2]):
-                m.d.sync += factor.eq(weight)
-            with m.If(enable[3]):
-                m.d.sync += near.eq(factor)
+            m.d.sync += [factor.eq(weight), near.eq(factor)]
             rows[c] = _Row(position, factor, near, c % GROUP)
         return held, rows
 
@@ -288,7 +287,6 @@ class DspArray(wiring.Component):
 
         That of two lanes is what :meth:`_unpacked` takes apart.
         """
-        enable = control.valid[row.stagger :]
         first = control.first[row.stagger]
         lanes = range(len(held))
 
@@ -297,42 +295,35 @@ class DspArray(wiring.Component):
         chosen_near = [
             Signal(signed(8), name=f"chosen_near_{name}_{i}", reset_less=True) for i in lanes
         ]
-        with m.If(enable[2]):
-            m.d.sync += [
-                chosen[i].eq(
-                    select_word(m, platform, held[i], row.position, 8, f"selector_{name}_{i}")
-                )
-                for i in lanes
-            ]
-        with m.If(enable[3]):
-            m.d.sync += [chosen_near[i].eq(chosen[i]) for i in lanes]
+        m.d.sync += [
+            chosen[i].eq(select_word(m, platform, held[i], row.position, 8, f"selector_{name}_{i}"))
+            for i in lanes
+        ]
+        m.d.sync += [chosen_near[i].eq(chosen[i]) for i in lanes]
 
         # 4 -> 5: multiply. 5 -> 6: add up.
         if len(held) == 1:
             product = multiply(
-                m, platform, (chosen[0], row.factor), (chosen_near[0], row.near), enable[4],
+                m, platform, (chosen[0], row.factor), (chosen_near[0], row.near), Const(1),
                 f"product_{name}",
             )  # fmt: skip
             window = Signal(signed(_WINDOW_BITS), name=f"window_{name}", reset_less=True)
             total = gated_add(m, platform, product, window, ~first, f"window_{name}_add")
-            with m.If(enable[5]):
-                m.d.sync += window.eq(total)
+            m.d.sync += window.eq(total)
             return window
-        pair, pair_near = ((c[1] << _PITCH) + c[0] for c in (chosen, chosen_near))
+        pair, pair_near = (c[1].shift_left(_PITCH) + c[0] for c in (chosen, chosen_near))
         product = multiply(
-            m, platform, (pair, row.factor), (pair_near, row.near), enable[4], f"product_{name}"
+            m, platform, (pair, row.factor), (pair_near, row.near), Const(1), f"product_{name}"
         )
         bits = _PITCH + _WINDOW_BITS
         window = Signal(signed(bits), name=f"window_{name}", reset_less=True)
         low = Signal(2, name=f"low_{name}", reset_less=True)  # product of the second lane, modulo 4
         low_window = Signal(2, name=f"low_window_{name}", reset_less=True)
-        with m.If(enable[4]):
-            m.d.sync += low.eq(chosen_near[1][:2] * row.near[:2])
-        with m.If(enable[5]):
-            m.d.sync += [
-                window.eq(Mux(first, _WINDOW_START, window) + product),
-                low_window.eq(Mux(first, 0, low_window) + low),
-            ]
+        m.d.sync += [
+            low.eq(chosen_near[1][:2] * row.near[:2]),
+            window.eq(Mux(first, _WINDOW_START, window) + product),
+            low_window.eq(Mux(first, 0, low_window) + low),
+        ]
         return Cat(window, low_window)
 
     @staticmethod
@@ -352,20 +343,25 @@ class DspArray(wiring.Component):
         h_high = (q_high + (h_low <= q_low))[: len(q_high)]
         return [Cat(l_low, b[0], ~b[1]).as_signed(), Cat(h_low, h_high).as_signed()]
 
-    def _accumulate(self, m, platform, control, addend, turn_shadow, depth, name):
-        """Cycles 7 to 8 of a group in one lane: return the oldest column of its shadow."""
-        shape = signed(self._config.accumulator_bits)
+    def _accumulate(self, m, platform, control, addends, turn_shadow, depth, number):
+        """Cycles 7 to 8 of a group: return the oldest column of its shadow."""
+        column = data.ArrayLayout(signed(self._config.accumulator_bits), self._config.lanes)
         ring, shadow = (
             [
-                Signal(shape, name=f"{kind}_{name}_{i}", reset_less=True, attrs=_FLIP_FLOPS)
+                Signal(column, name=f"{kind}_{number}_{i}", reset_less=True, attrs=_FLIP_FLOPS)
                 for i in range(count)
             ]
             for kind, count in (("sum", GROUP), ("shadow", depth))
         )
-        total = Signal(shape, name=f"total_{name}")
-        m.d.comb += total.eq(
-            gated_add(m, platform, addend, ring[-1], ~control.clear, f"sum_{name}_add")
-        )
+        total = Signal(column, name=f"total_{number}")
+        m.d.comb += [
+            total[lane].eq(
+                gated_add(
+                    m, platform, addend, ring[-1][lane], ~control.clear, f"sum_{lane}_{number}_add"
+                )
+            )
+            for lane, addend in enumerate(addends)
+        ]
         with m.If(control.add):
             m.d.sync += [after.eq(s) for after, s in zip(ring, (total, *ring), strict=False)]
         with m.If(turn_shadow):

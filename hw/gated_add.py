@@ -1,6 +1,6 @@
-"""Addition of a value that can be switched off, at the price of the addition."""
+"""Additions of what a LUT makes of a few signals, at the price of the addition."""
 
-from amaranth.hdl import Const, Instance, Mux, Signal, signed
+from amaranth.hdl import Cat, Const, Instance, Mux, Signal, signed
 
 from twillcore.hw.multiplier import instantiates
 
@@ -34,3 +34,31 @@ def gated_add(m, platform, a, b, gate, name):
         )  # fmt: skip
         carry = after
     return total[: len(b)].as_signed()
+
+
+def chain_add(m, platform, a, b, bits, name):
+    """Return ``a + b``, both signed, in ``bits`` bits, of which ``a`` comes from registers.
+
+    Every bit of ``b`` may be a function of five signals: on 7-series the LUT in front of the carry
+    chain makes it. Yosys gives the chain the narrower operand as it is, be it a register or not;
+    there the carry cells are instantiated.
+    """
+    if not getattr(platform, "device", "").upper().startswith("XC7"):
+        return (a + b)[:bits].as_signed()
+    padded = bits + -bits % 4
+    wide_a = Signal(signed(padded), name=f"{name}_a")
+    wide_b = Signal(signed(padded), name=f"{name}_b")
+    total = Signal(padded, name=f"{name}_total")
+    m.d.comb += [wide_a.eq(a), wide_b.eq(b)]
+    carry = Const(0, 1)
+    for low in range(0, padded, 4):
+        after = Signal(4, name=f"{name}_carry_{low}")
+        part = slice(low, low + 4)
+        m.submodules[f"{name}_{low}"] = Instance(
+            "CARRY4",
+            i_CI=carry, i_CYINIT=Const(0, 1), i_DI=wide_a[part],
+            i_S=Cat(x ^ y for x, y in zip(wide_a[part], wide_b[part], strict=True)),
+            o_O=total[part], o_CO=after,
+        )  # fmt: skip
+        carry = after[3]
+    return total[:bits].as_signed()

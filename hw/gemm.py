@@ -8,6 +8,7 @@ from twillcore.config import Config
 from twillcore.hw.clocks import Part, awake_while, clocked_by
 from twillcore.hw.drain import Drain, table_port
 from twillcore.hw.dsp_array import DspArray
+from twillcore.hw.gather import Gather
 from twillcore.hw.gemm_core import GemmCore
 from twillcore.hw.layouts import (
     LANE_SCALE,
@@ -67,7 +68,9 @@ class GemmEngine(wiring.Component):
             }
         super().__init__(members)
         # Of gated machines: twillcore.hw.clocks.
-        self.awake, self.drain_awake, self.lut_awake = Signal(), Signal(), Signal()
+        self.awake, self.drain_awake, self.lut_awake, self.gather_awake = (
+            Signal(name=name) for name in ("awake", "drain_awake", "lut_awake", "gather_awake")
+        )
 
     def elaborate(self, platform):
         m = Module()
@@ -95,6 +98,15 @@ class GemmEngine(wiring.Component):
             self._join(m, lut, self.lut, drain.lut)
             connect(m, lut.weight, flipped(self.lut_weight))
             m.d.comb += lut.grant.eq(~dsp.reads)
+        if config.tap_depth:
+            gather = Gather(config)
+            m.submodules.gather = clocked_by(Part.GATHER, gather, platform)
+            awake_while(m, platform, self.gather_awake, gather.awake)
+            connect(m, gather.memory, flipped(self.activation))
+            connect(m, dsp.activation, gather.dsp)
+            if config.lut_columns:
+                connect(m, lut.activation, gather.lut)
+        elif config.lut_columns:
             for name, member in gather_port(config).members.items():
                 port, first, second = (getattr(x, name) for x in (self.activation, *(
                     core.activation for core in (dsp, lut)

@@ -10,7 +10,7 @@ from twillcore.hw.drain import Drain, drain_source
 from twillcore.hw.dsp_array import DspArray
 from twillcore.hw.layouts import operand_row, plane_row, weight_row
 from twillcore.hw.lut_array import LutArray, beat_to_shadow, beat_to_sum
-from twillcore.hw.ports import Activity, engine_members, gather_port, read_port
+from twillcore.hw.ports import Activity, engine_members, read_port, window_port
 from twillcore.hw.sequencer import Sequencer
 from twillcore.hw.window import tap_port
 from twillcore.isa import Engine
@@ -36,7 +36,7 @@ class GemmCore(wiring.Component):
     Members
     -------
     those of every engine
-    activation : Out(gather_port(config))
+    activation : Out(window_port(config))
     grant, reads : In(1), Out(1)
         The step may read an activation word, and does. The LUT core's only.
     weight : Out(read_port)
@@ -61,7 +61,7 @@ class GemmCore(wiring.Component):
             # before the drain takes column 0.
             assert to_shadow <= Drain.BEAT_TO_START + 2
         members = engine_members() | {
-            "activation": Out(gather_port(config)),
+            "activation": Out(window_port(config)),
             "grant": In(1),
             "reads": Out(1),
             "weight": Out(read_port(16, row)),

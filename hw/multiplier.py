@@ -60,8 +60,9 @@ def multiply_parts(m, platform, early, registered, enable, name):
     widest = _ECP5_BITS if instantiates(platform) else _WIDEST_BITS
     pairs = zip(_parts(early[0], widest), _parts(registered[0], widest), strict=True)
     return [
-        multiply(m, platform, (early_part, early[1]), (part, registered[1]), enable, f"{name}_{n}")
-        << ((widest - 1) * n)
+        multiply(
+            m, platform, (early_part, early[1]), (part, registered[1]), enable, f"{name}_{n}"
+        ).shift_left((widest - 1) * n)
         for n, (early_part, part) in enumerate(pairs)
     ]
 

@@ -6,8 +6,10 @@ memory that is shared in slots look the same; their client must enable them only
 frame counter.
 """
 
+from amaranth.hdl import signed
 from amaranth.lib import enum, stream, wiring
 from amaranth.lib.wiring import In, Out
+from amaranth.utils import ceil_log2
 
 from twillcore.config import ADDRESS_BITS, FRAME_CYCLES, Config
 from twillcore.hw.layouts import INDEX_BITS, ISSUED, activation_word
@@ -33,7 +35,7 @@ def read_port(address_bits, shape):
 
 
 def gather_port(config: Config):
-    """Return the port through which a GEMM core reads activations, seen from the core.
+    """Return the port of the activation memory for the GEMM cores, seen from them.
 
     With windows, memory lane b reads the word at ``second`` instead of the one at ``address`` if
     bit b of ``uses_second`` is set.
@@ -42,6 +44,27 @@ def gather_port(config: Config):
     if config.tap_depth:
         members |= {"second": Out(ADDRESS_BITS), "uses_second": Out(config.lanes)}
     return wiring.Signature(members)
+
+
+def window_port(config: Config):
+    """Return the port through which a GEMM core reads activations, seen from the core.
+
+    With windows, ``data`` is what :class:`twillcore.hw.gather.Gather` makes of two words. The
+    addresses are of any size; of a word that the memory does not have padding is taken.
+    """
+    if not config.tap_depth:
+        return gather_port(config)
+    return wiring.Signature({
+        "enable": Out(1),
+        "address": Out(signed(20)),
+        "second": Out(signed(20)),
+        "uses_second": Out(config.lanes),  # by memory lane
+        "rotate": Out(ceil_log2(config.lanes)),
+        "strided": Out(1),  # every second lane counts
+        "low": Out(1),  # padding is the smallest number, not 0
+        "inside": Out(config.lanes),  # lanes that are not padding
+        "data": In(activation_word(config)),
+    })  # fmt: skip
 
 
 def write_port(address_bits, shape, enable_bits=1):

@@ -6,7 +6,7 @@ from amaranth.lib.wiring import In, Out, connect, flipped
 
 from twillcore.config import Config
 from twillcore.hw.layouts import INDEX_BITS, ISSUED, activation_word, instruction_layout
-from twillcore.hw.ports import ERROR, gather_port
+from twillcore.hw.ports import ERROR, window_port
 from twillcore.hw.window import Window, tap_port
 from twillcore.isa import Cause, Engine, Function, Opcode
 from twillcore.timing import window_cycles
@@ -90,7 +90,7 @@ class Sequencer(wiring.Component):
         The core may read an activation word.
     reads : Out(1)
         It does: this step reads one (``window_cycles`` / 2 later, in the memory).
-    activation : Out(gather_port(config))
+    activation : Out(window_port(config))
     word : Out(activation_word(config))
         What the array holds: in the cycle after a beat with ``load``.
     tap_write : In(tap_port(config))
@@ -121,7 +121,7 @@ class Sequencer(wiring.Component):
             "undrained": Out(1),
             "grant": In(1),
             "reads": Out(1),
-            "activation": Out(gather_port(config)),
+            "activation": Out(window_port(config)),
             "word": Out(activation_word(config)),
             "weight": Out(ADDRESS_PORT),
             "operand": Out(ADDRESS_PORT),
@@ -146,6 +146,7 @@ class Sequencer(wiring.Component):
         offered = data.View(layout, self.instruction.payload.word)
         accept = Signal()  # a GEMM
         stopped = Signal()  # after an error, until reset
+        late_if_strided = Const(self._refusable)
         active = Signal()
         now = Signal(layout)  # the instruction in execution
         index = Signal(INDEX_BITS)
@@ -188,6 +189,7 @@ class Sequencer(wiring.Component):
         block_end, tap_end, tile_end, end = (Signal() for _ in range(4))
         reading = Signal()
         has_beat = Signal()
+        pools = Const(0) if is_lut else now.pool
         first_beat = Signal()  # of the block
         first_tile_beat = Signal()
         m.d.comb += [
@@ -201,7 +203,7 @@ class Sequencer(wiring.Component):
             end.eq(tile_end & last_inner & (outer_left == 0)),
             reading.eq((position == 0) | (strided & (position == 1))),
             first_beat.eq(position == late),
-            has_beat.eq((~late | (position != 0)) & (~now.pool | last_tap)),
+            has_beat.eq((~late | (position != 0)) & (~pools | last_tap)),
         ]
 
         # The second beat of a block whose reads must follow each other is not to wait.
@@ -252,7 +254,7 @@ class Sequencer(wiring.Component):
             offered.row_tiles, offered.column_tiles, offered.columns_inner
         )
         offered_strided = offered.windowed & (window.stride == 2)
-        offered_late = offered_strided & (Const(self._refusable) | (offered.beats == 1))
+        offered_late = offered_strided & (late_if_strided | (offered.beats == 1))
         with m.If(accept):
             m.d.sync += [
                 active.eq(1),
@@ -419,7 +421,7 @@ class Sequencer(wiring.Component):
         ]
         if config.tap_depth:
             m.submodules.window = gather = Window(config)
-            connect(m, gather.memory, flipped(self.activation))
+            connect(m, gather.activation, flipped(self.activation))
             connect(m, flipped(self.tap_write), gather.tap_write)
             tap = Signal(10)
             with m.If(step & tap_end):
@@ -433,9 +435,9 @@ class Sequencer(wiring.Component):
                 gather.gather.tap.eq(tap),
                 gather.gather.strided.eq(strided),
                 gather.gather.upper.eq(position != 0),
-                gather.gather.late.eq(late),
-                gather.gather.pool.eq(now.pool),
-                gather.gather.fold.eq(now.pool & (taps_left != later_taps)),
+                gather.gather.late.eq(late | late_if_strided),
+                gather.gather.pool.eq(pools),
+                gather.gather.fold.eq(pools & (taps_left != later_taps)),
                 gather.row_step.restart.eq(row_restart),
                 gather.row_step.advance.eq(row_advance),
                 gather.define.eq(define),
@@ -484,7 +486,7 @@ class Sequencer(wiring.Component):
                 self.error.index.eq(index),
             ]
         with m.Elif(
-            (accept & _illegal(offered, config, self._engine, known))
+            (accept & _illegal(offered, config, self._engine, known, more_taps))
             | (define & _illegal_window(offered_window, config))
         ):
             m.d.sync += [
@@ -496,7 +498,7 @@ class Sequencer(wiring.Component):
         return m
 
 
-def _illegal(offered, config, engine, window_known):
+def _illegal(offered, config, engine, window_known, more_taps):
     """Return whether an operand is one that no GEMM of the core may have."""
     opcode, most_beats, columns = Opcode.GEMM, config.block, config.dsp_columns
     absent = Const(0)  # what the core cannot do
@@ -505,6 +507,8 @@ def _illegal(offered, config, engine, window_known):
         absent = offered.operand | offered.counted | offered.pool | offered.keep_maximum
     several_tiles = (offered.row_tiles != 1) | (offered.column_tiles != 1)
     several_beats = (offered.blocks != 1) | (offered.beats != 1)
+    if engine == Engine.LUT:  # twillcore.hw.lut_array has no time for it
+        absent |= offered.hold & ~several_beats & (~offered.windowed | (more_taps == 0))
     functions = Function if config.function_table else (Function.NONE, Function.RELU)
     return (
         (offered.opcode != opcode)

@@ -1,6 +1,6 @@
 """The STORE engine: on-chip memories to DRAM."""
 
-from amaranth.hdl import Cat, Module, Mux, Signal
+from amaranth.hdl import Cat, Const, Module, Mux, Signal
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -208,7 +208,8 @@ class StoreEngine(wiring.Component):
         assert ActivationSlot.STORE_READ == WideReadSlot.STORE_READ
 
         def is_inside(of, is_wide):
-            return Mux(is_wide, of < config.wide_depth, of < config.activation_depth)
+            of_wide = of < config.wide_depth if config.wide_depth else Const(0)
+            return Mux(is_wide, of_wide, of < config.activation_depth)
 
         # An address changes a frame before it is used, but for an instruction's first one.
         m.d.sync += in_range.eq(is_inside(address, current.is_wide))

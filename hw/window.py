@@ -1,14 +1,13 @@
-"""What a GEMM core multiplies: words of the activation memory, gathered for convolution."""
+"""What a GEMM core multiplies: which words of the activation memory are a convolution's."""
 
-from amaranth.hdl import Cat, Const, Module, Mux, Signal, signed
+from amaranth.hdl import Cat, Module, Mux, Signal, signed
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
-from amaranth.utils import ceil_log2
 
 from twillcore.config import ADDRESS_BITS, Config
 from twillcore.hw.layouts import TAP_LAYOUT, activation_word, instruction_layout
 from twillcore.hw.parameter_memory import ParameterMemory
-from twillcore.hw.ports import gather_port, write_port
+from twillcore.hw.ports import window_port, write_port
 from twillcore.isa import Opcode
 from twillcore.timing import window_cycles
 
@@ -38,7 +37,9 @@ def tap_port(config: Config):
 
 
 class Window(wiring.Component):
-    """Gather the word of a tap: two neighbouring words, rotated, with padding, for every lane.
+    """The window of one core: which lanes of which words are the word of a tap.
+
+    :class:`twillcore.hw.gather.Gather` reads, rotates and pads it.
 
     One read per cycle. The word of a read that is asked for in cycle t (``gather``) stands on
     ``word`` in cycle t + ``window_cycles`` + 1, and until that of the next read. With ``strided``,
@@ -48,7 +49,7 @@ class Window(wiring.Component):
     reads since the last one without it.
 
     In cycles from t on: 1 tap in the memory's output, 2 in a register, 3 first address and limits
-    of x and y, 4 both addresses, 5 data, 6 and 7 rotated, 8 padded, 9 in the word.
+    of x and y, 4 both addresses (``activation``), 8 its data, 9 in the word.
 
     Every lane has a pixel (x, y): what WINDOW says, from which tap (0, 0) of an output pixel would
     read. ``row_step`` moves them on before the next read, by a row tile or to the first one.
@@ -67,7 +68,7 @@ class Window(wiring.Component):
         Taken with ``define``.
     defined : Out(1)
     tap_write : In(tap_port(config))
-    memory : Out(gather_port(config))
+    activation : Out(window_port(config))
     word : Out(activation_word(config))
     """
 
@@ -82,7 +83,7 @@ class Window(wiring.Component):
             "definition": In(instruction_layout(Opcode.WINDOW)),
             "defined": Out(1),
             "tap_write": In(tap_port(config)),
-            "memory": Out(gather_port(config)),
+            "activation": Out(window_port(config)),
             "word": Out(activation_word(config)),
         })  # fmt: skip
 
@@ -97,10 +98,9 @@ class Window(wiring.Component):
         window = self._define(m)
         tap = self._tap(m, stage)
         x, y = self._pixels(m, window)
-        inside = self._inside(m, stage[2], tap, window, x, y)
-        visible = self._address(m, stage, tap, window, inside)
-        rotated = self._rotate(m, stage, tap)
-        self._stage(m, stage, rotated, visible)
+        self._inside(m, stage[2], tap, window, x, y)
+        self._address(m, stage, tap, window)
+        self._stage(m, stage)
         return m
 
     def _define(self, m):
@@ -198,7 +198,7 @@ class Window(wiring.Component):
         return xs, ys
 
     def _inside(self, m, gather, tap, window, xs, ys):
-        """Stages 2 and 3; returns, for stage 4, whether the tap of each lane is in the map."""
+        """Stages 2 and 3: whether the tap of each lane is in the map."""
         low_x, high_x = Signal(signed(9)), Signal(signed(12))
         low_y, high_y = Signal(signed(9)), Signal(signed(12))
         m.d.sync += [
@@ -209,99 +209,46 @@ class Window(wiring.Component):
         ]
         windowed = Signal()
         m.d.sync += windowed.eq(gather.windowed)
-        inside = [Signal(name=f"inside_{r}") for r in range(self._config.lanes)]
+        inside = Signal(self._config.lanes)
         for lane, x, y in zip(inside, xs, ys, strict=True):
             in_line = (x >= low_x) & (x < high_x)
             m.d.sync += lane.eq(~windowed | (in_line & (y >= low_y) & (y < high_y)))
-        return inside
+        m.d.comb += self.activation.inside.eq(inside)
 
-    def _address(self, m, stage, tap, window, inside):
-        """Stages 2 to 6; returns, for stage 7, which lanes are not padding."""
-        config = self._config
-        lanes, depth = config.lanes, config.activation_depth
+    def _address(self, m, stage, tap, window):
+        """Stages 2 to 4: what is read, and how it is rotated."""
+        lanes = self._config.lanes
         sums = [Signal(signed(20), name=f"address_{n}") for n in (3, 4)]
         second = Signal(signed(20))
         uses_second = Signal(lanes)
-        rotate = Signal(tap.rotate.shape())
+        rotate, rotate_4 = (Signal(tap.rotate.shape(), name=f"rotate_{n}") for n in (3, 4))
         m.d.sync += [
             sums[0].eq(stage[2].address + tap.offset),
             rotate.eq(tap.rotate),
+            rotate_4.eq(rotate),
             sums[1].eq(sums[0]),
             second.eq(sums[0] + window["tile_stride"]),
             uses_second.eq(Cat(rotate > b for b in range(lanes))),
         ]
         m.d.comb += [
-            self.memory.address.eq(sums[1]),
-            self.memory.second.eq(second),
-            self.memory.uses_second.eq(uses_second),
-            self.memory.enable.eq(stage[4].valid),
+            self.activation.address.eq(sums[1]),
+            self.activation.second.eq(second),
+            self.activation.uses_second.eq(uses_second),
+            self.activation.rotate.eq(rotate_4),
+            self.activation.strided.eq(stage[4].strided),
+            self.activation.low.eq(stage[4].pool),
+            self.activation.enable.eq(stage[4].valid),
         ]
-        exists = [Signal(name=name) for name in ("first_exists", "second_exists")]
-        m.d.sync += [
-            flag.eq((address >= 0) & (address < depth))
-            for flag, address in zip(exists, (sums[1], second), strict=True)
-        ]
-        # Position p of the rotated word comes from the second word if p + rotate >= lanes.
-        is_second = Signal(lanes)
-        visible = [inside]
-        for n in range(5, 8):
-            visible.append([Signal(name=f"visible_{n}_{r}") for r in range(lanes)])
-        half = lanes // 2
-        for lane in range(lanes):
-            position = Mux(
-                stage[4].strided,
-                uses_second[lanes - 1 - 2 * (lane % half)],
-                uses_second[lanes - 1 - lane],
-            )
-            source = Mux(is_second[lane], exists[1], exists[0])
-            m.d.sync += [
-                is_second[lane].eq(position),
-                visible[1][lane].eq(visible[0][lane]),
-                visible[2][lane].eq(visible[1][lane] & source),
-                visible[3][lane].eq(visible[2][lane]),
-            ]
-        return visible[3]
 
-    def _rotate(self, m, stage, tap):
-        """Stages 5 and 6: lane l becomes lane l + rotation of the word that was read."""
-        config = self._config
-        lanes, bits = config.lanes, ceil_log2(config.lanes)
-        rotate = {2: tap.rotate}  # by stage
-        for n in range(3, 7):
-            rotate[n] = Signal(bits, name=f"rotate_{n}", reset_less=True)
-            m.d.sync += rotate[n].eq(rotate[n - 1])
-        lanes_in = [self.memory.data[r].as_value() for r in range(lanes)]
-        low_bits = -(-bits // 2)
-        for n, amount, step in (
-            (6, rotate[5][:low_bits], 1),
-            (7, rotate[6][low_bits:], 1 << low_bits),
-        ):
-            lanes_out = [
-                Signal(8 * config.block, name=f"rotated_{n}_{r}", reset_less=True)
-                for r in range(lanes)
-            ]
-            with m.If(stage[n - 1].valid), m.Switch(amount):
-                for k in range(min(1 << len(amount), -(-lanes // step))):
-                    with m.Case(k):
-                        m.d.sync += [
-                            lanes_out[r].eq(lanes_in[(r + k * step) % lanes]) for r in range(lanes)
-                        ]
-            lanes_in = lanes_out
-        return lanes_in
-
-    def _stage(self, m, stage, rotated, visible):
-        """Stages 7 to 9: pad, join the halves of strided words, keep the maximum."""
+    def _stage(self, m, stage):
+        """Stage 8: join the halves of strided words, keep the maximum."""
         config = self._config
         lanes, half = config.lanes, config.lanes // 2
-        padding = Cat(Const(0, 7), stage[7].pool).replicate(config.block)
         # The second half of the lanes comes a cycle after the first, just in time for the array.
         direct = stage[9].strided & ~stage[9].late
         for lane in range(lanes):
-            padded = Signal(8 * config.block, name=f"padded_{lane}", reset_less=True)
+            padded = self.activation.data[lane].as_value()
             staged = Signal(8 * config.block, name=f"staged_{lane}", reset_less=True)
-            with m.If(stage[7].valid):
-                source = Mux(stage[7].strided, rotated[2 * (lane % half)], rotated[lane])
-                m.d.sync += padded.eq(Mux(visible[lane], source, padding))
             is_upper = lane >= half
             with m.If(stage[8].valid & (~stage[8].strided | (stage[8].upper == is_upper))):
                 for p in range(config.block):

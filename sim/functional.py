@@ -269,6 +269,9 @@ class _Machine:
         if lut:
             for name in ("operand", "counted", "pool", "keep_maximum"):
                 require(not i[name], f"{name} is not for the LUT core")
+            taps = self.windows[core]["taps"] if i["windowed"] and core in self.windows else 1
+            beats = taps * i["blocks"] * i["beats"]
+            require(not i["hold"] or beats > 1, "the LUT core holds no tile of a single beat")
         if i["windowed"]:
             require(core in self.windows, "no window has been set")
         acc, last = self.sums(i)

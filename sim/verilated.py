@@ -20,7 +20,7 @@ Message = Callable[[str], None]
 #: What every model is built with. X is not simulated: reset is explicit.
 FLAGS = (
     "--x-assign", "fast", "--x-initial", "fast", "--noassert", "--no-timing",
-    "-Wno-WIDTH", "-Wno-CASEINCOMPLETE", "-Wno-ASCRANGE",  # Amaranth has checked the widths
+    "-Wno-lint", "-Wno-style", "-Wno-fatal",  # `twillcore verilog` comes with the target for lint
 )  # fmt: skip
 
 
@@ -121,9 +121,13 @@ def _run(arguments: Sequence[str], log: Path) -> None:
     )
     if process.returncode:
         log.write_text(process.stdout + process.stderr)
-        lines = [line for line in log.read_text().splitlines() if "rror" in line][:5]
+        lines = [
+            line for line in log.read_text().splitlines() if line.startswith("%") or "rror" in line
+        ]
         raise TwillcoreError(
-            "building the RTL simulator failed:\n" + "\n".join(lines) + f"\n(all of it is in {log})"
+            "building the RTL simulator failed:\n"
+            + "\n".join(lines[:5])
+            + f"\n(all of it is in {log})"
         )
 
 

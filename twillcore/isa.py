@@ -267,7 +267,7 @@ _ROWS = (
         _GEMM_OPERANDS,
         "As GEMM, on the LUT core: `beats` is the number of bits of a weight, 1..8, and weight rows"
         " are bit-planes in the LUT core's memory. `operand`, `counted`, `pool` and `keep_maximum`"
-        " are 0.",
+        " are 0. A tile with `hold` has more than one beat.",
     ),
     Format(
         Opcode.WINDOW,

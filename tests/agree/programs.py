@@ -331,6 +331,8 @@ def _on_lut(maker):
             operands["column_tiles"] = 1
         # Tiles do not overlap: which of two that do is written last depends on the order of loops.
         operands["out_row_stride"] = operands["column_tiles"] * config.lut_columns // config.block
+        if operands["hold"] and operands["blocks"] == 1:
+            operands["beats"] = max(operands["beats"], 2)
         return Opcode.LUT_GEMM, operands
 
     return lut_maker
@@ -344,7 +346,7 @@ def _both_cores_busy(rng):
         opcode, operands = rng.choice([_gemm, _on_lut(_gemm)])(rng, config)
         if rng.random() < 0.7:
             operands["beats"] = beats[opcode == Opcode.LUT_GEMM]
-        operands["blocks"] = _size(rng, 24)
+        operands["blocks"] = 1 + _size(rng, 24)
         if not (operands["hold"] or operands["accumulate"]):
             operands |= {"row_tiles": _size(rng, 8), "column_tiles": 1}
         return opcode, operands

@@ -131,6 +131,7 @@ FAULTS = [
     ({"keep_maximum": 1, "columns_inner": 1}, Cause.ILLEGAL_INSTRUCTION),
     ({"pool": 1}, Cause.ILLEGAL_INSTRUCTION),
     ({"words": 3}, Cause.ILLEGAL_INSTRUCTION),
+    ({"hold": 1, "blocks": 1, "beats": 1}, Cause.ILLEGAL_INSTRUCTION),
     ({"w": UNEQUAL.lut_weight_depth - 1, "beats": 2}, Cause.ADDRESS_OUT_OF_RANGE),
     ({"a": UNEQUAL.activation_depth}, Cause.ADDRESS_OUT_OF_RANGE),
     ({"parameter": UNEQUAL.parameter_depth - 15}, Cause.ADDRESS_OUT_OF_RANGE),

@@ -1,4 +1,4 @@
-"""The gated addition, inferred and with ECP5's carry cells instantiated."""
+"""Additions, inferred and with the carry cells of a family instantiated."""
 
 import random
 from pathlib import Path
@@ -10,9 +10,16 @@ from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
 from twillcore.fpga.target import Target
-from twillcore.hw.gated_add import gated_add
+from twillcore.hw.gated_add import chain_add, gated_add
 from twillcore.sim.bench import simulate
 
+CARRY4 = """
+module CARRY4(input CI, CYINIT, input [3:0] DI, S, output [3:0] O, CO);
+  wire [4:0] c = {CO, CI | CYINIT};
+  assign O = S ^ c[3:0];
+  assign CO = (S & c[3:0]) | (~S & DI);
+endmodule
+"""
 CELLS = Path(__file__).parents[1] / "fpga" / "ecp5_cells.v"
 
 
@@ -22,12 +29,15 @@ class Sum(wiring.Component):
     def __init__(self, a_bits, b_bits):
         super().__init__({
             "a": In(signed(a_bits)), "b": In(signed(b_bits)), "gate": In(1),
-            "total": Out(signed(b_bits)),
+            "total": Out(signed(b_bits)), "chained": Out(signed(b_bits + 1)),
         })  # fmt: skip
 
     def elaborate(self, platform):
         m = Module()
         m.d.sync += self.total.eq(gated_add(m, platform, self.a, self.b, self.gate, "sum"))
+        # In another order, so that both operands have been the narrower one.
+        bits = len(self.chained)
+        m.d.sync += self.chained.eq(chain_add(m, platform, self.b, self.a, bits, "chain"))
         return m
 
 
@@ -59,21 +69,24 @@ def test_sum(a_bits, b_bits):
             ctx.set(dut.gate, gate)
             await ctx.tick()
             assert ctx.get(dut.total) == expected
+            assert ctx.get(dut.chained) == a + b
 
     simulate(dut, bench)
 
 
 @pytest.mark.verilator
 @SIZES
-def test_carry_cells_of_ecp5_are_the_same(a_bits, b_bits, monkeypatch):
+@pytest.mark.parametrize("family", ["ecp5", "xc7"])
+def test_carry_cells_are_the_same(family, a_bits, b_bits, monkeypatch):
     from twillcore.sim import interactive as handle
 
     convert = verilog.convert
 
     def with_cells(component, **options):
-        text = convert(component, platform=Target("ecp5"), **options)
-        assert "CCU2C" in text
-        return "/* verilator lint_off PINMISSING */\n" + text + CELLS.read_text()
+        text = convert(component, platform=Target(family), **options)
+        assert {"ecp5": "CCU2C", "xc7": "CARRY4"}[family] in text
+        cells = CELLS.read_text() if family == "ecp5" else CARRY4
+        return "/* verilator lint_off PINMISSING */\n" + text + cells
 
     monkeypatch.setattr(handle.verilog, "convert", with_cells)
     simulator = handle.interactive(Sum(a_bits, b_bits))
@@ -83,3 +96,4 @@ def test_carry_cells_of_ecp5_are_the_same(a_bits, b_bits, monkeypatch):
         simulator.io.gate = gate
         simulator.clock.tick()
         assert int(simulator.io.total) == expected & ((1 << b_bits) - 1)
+        assert int(simulator.io.chained) == (a + b) & ((2 << b_bits) - 1)

@@ -17,8 +17,11 @@ def wrap(values, bits):
     return ((values + half) & ((1 << bits) - 1)) - half
 
 
-def run_tiles(config, bits, seed, *, extreme=False, gap=0.2, tiles=12):
-    """Run tiles of random length with ``bits``-bit weights and check every column of every one."""
+def run_tiles(config, bits, seed, *, extreme=False, gap=0.2, tiles=12, hold=0.0):
+    """Run tiles of random length and check every column of every one that is drained.
+
+    ``bits`` of weights, or a tuple of which every tile has one.
+    """
     rng = np.random.default_rng(seed)
     dut = LutArray(config)
     to_shadow = beat_to_shadow(config.block)
@@ -32,19 +35,19 @@ def run_tiles(config, bits, seed, *, extreme=False, gap=0.2, tiles=12):
             rng.random((lanes, block)) < 0.3, rng.choice(EXTREMES, values.shape), values
         )
 
-    def weights():
+    def weights(bits):
         if extreme:  # all planes, or the first one alone: -1, and the lowest value
             return np.where(rng.random((columns, block)) < 0.5, -1, -(1 << (bits - 1)))
         return rng.integers(-(1 << (bits - 1)), 1 << (bits - 1), (columns, block))
 
-    def plane(values, beat):
+    def plane(values, bits, beat):
         has = values >> (bits - 1 - beat) & 1
         return (has << np.arange(block)).sum(axis=1)
 
-    checked = 0
+    checked = finishes = 0
 
     async def bench(ctx):
-        nonlocal checked
+        nonlocal checked, finishes
         cycle, data = 0, None
         ready = {}  # by the cycle from which column 0 stands: the sums of the tile
         current, column, free = None, columns, 0
@@ -71,25 +74,32 @@ def run_tiles(config, bits, seed, *, extreme=False, gap=0.2, tiles=12):
             cycle += 1
 
         sums = np.zeros((lanes, columns), int)
-        for _ in range(tiles):
+        drained = True
+        for tile in range(tiles):
+            of_tile = int(rng.choice(np.atleast_1d(bits)))
             blocks = int(rng.integers(1, 6))
-            accumulate = rng.random() < 0.2
+            held = rng.random() < hold and tile < tiles - 1
+            if drained and held and of_tile == blocks == 1:
+                blocks = 2  # else illegal
+            drained = not held
+            finishes += drained
+            accumulate = rng.random() < (0.7 if hold else 0.2)
             if not accumulate:
                 sums = np.zeros_like(sums)
             for number in range(blocks):
-                values, held = weights(), activations()
-                sums = wrap(sums + held @ values.T, config.accumulator_bits)
-                for beat in range(bits):
+                values, word = weights(of_tile), activations()
+                sums = wrap(sums + word @ values.T, config.accumulator_bits)
+                for beat in range(of_tile):
                     while rng.random() < gap:
                         await tick({"valid": 0})
-                    end = beat == bits - 1
-                    finish = end and number == blocks - 1
+                    end = beat == of_tile - 1
+                    finish = end and number == blocks - 1 and drained
                     while finish and cycle < free:
                         await tick({"valid": 0})
                     if finish:
                         ready[cycle + to_shadow] = sums
                         free = cycle + columns  # as soon as it may be
-                    next_data = held, plane(values, beat)
+                    next_data = word, plane(values, of_tile, beat)
                     if beat:  # the word is held, whatever the port says
                         next_data = rng.integers(-128, 128, (lanes, block)), next_data[1]
                     await tick({
@@ -102,7 +112,7 @@ def run_tiles(config, bits, seed, *, extreme=False, gap=0.2, tiles=12):
             await tick({"valid": 0})
 
     simulate(dut, bench)
-    assert checked == tiles * columns
+    assert checked == finishes * columns
 
 
 @pytest.mark.parametrize("bits", range(1, 9))
@@ -113,6 +123,13 @@ def test_sums_for_every_number_of_bits(bits):
 @pytest.mark.parametrize("bits", [1, 2, 7, 8])
 def test_lowest_activations_and_weights(bits):
     run_tiles(TINY, bits, bits, extreme=True, gap=0)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("bits", [(1, 1, 1, 2), (1, 2, 3), tuple(range(1, 9))])
+def test_tiles_of_different_bits_and_tiles_that_are_held(bits, seed):
+    """What follows what in the shared adders: blocks of one plane and of more, tiles and gaps."""
+    run_tiles(TINY, bits, seed, gap=0.1 * (seed % 2), tiles=60, hold=0.6)
 
 
 def test_blocks_of_16_and_more_columns():

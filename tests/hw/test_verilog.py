@@ -10,6 +10,7 @@ import sys
 
 import pytest
 
+from tests.agree.maps import CNN
 from twillcore.config import PRESETS, Config
 from twillcore.errors import TwillcoreError
 from twillcore.hw.accelerator import Accelerator
@@ -41,6 +42,15 @@ def lint(folder, *arguments):
 
 def test_lint_has_no_warnings(folder):
     done = lint(folder, "lint.vlt", "twillcore.v")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    "config", [CNN, CNN.replace(wide_depth=0, norm_depth=0, operand_depth=0, lane_depth=0)]
+)
+def test_lint_has_no_warnings_with_more_or_less_in_it(config, tmp_path):
+    generate(config, tmp_path)
+    done = lint(tmp_path, "lint.vlt", "twillcore.v")
     assert (done.returncode, done.stderr) == (0, "")
 
 

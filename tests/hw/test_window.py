@@ -1,12 +1,17 @@
-"""Sequencer and window of a core: the words that the array gets, against feature maps in numpy."""
+"""Sequencer, window and gather path of a core: the words of the array, against maps in numpy."""
 
 import itertools
 from dataclasses import dataclass
 
 import numpy as np
 import pytest
+from amaranth.hdl import Module
+from amaranth.lib import wiring
+from amaranth.lib.wiring import Out, connect, flipped
 
 from twillcore.config import PRESETS
+from twillcore.hw.gather import Gather
+from twillcore.hw.ports import gather_port
 from twillcore.hw.sequencer import Sequencer
 from twillcore.hw.window import Window
 from twillcore.isa import ISA, TAP, Cause, Instruction, Opcode
@@ -15,6 +20,33 @@ from twillcore.timing import window_cycles
 
 BLOCK = 8
 DEPTH = 2048
+
+
+class Core(wiring.Component):
+    """A sequencer whose ``activation`` is that of the memory."""
+
+    def __init__(self, config, refusable):
+        self._config = config
+        self._sequencer = Sequencer(config, refusable=refusable)
+        members = dict(self._sequencer.signature.members)
+        super().__init__(members | {"activation": Out(gather_port(config))})
+
+    def elaborate(self, platform):
+        m = Module()
+        m.submodules.sequencer = sequencer = self._sequencer
+        m.submodules.gather = gather = Gather(self._config)
+        connect(m, sequencer.activation, gather.dsp)
+        connect(m, gather.memory, flipped(self.activation))
+        for name, member in sequencer.signature.members.items():
+            if name == "activation":
+                continue
+            mine, theirs = getattr(self, name), getattr(sequencer, name)
+            if member.is_signature:
+                pair = (flipped(mine), theirs) if member.flow is Out else (theirs, flipped(mine))
+                connect(m, *pair)
+            else:
+                m.d.comb += mine.eq(theirs) if member.flow is Out else theirs.eq(mine)
+        return m
 
 
 def config_of(lanes):
@@ -180,7 +212,7 @@ class Case:
 
 def run(config, memory, taps, words, cycles=100_000, grant=lambda cycle: True, refusable=False):
     """Run instruction words; return acceptances, (cycle, word) of all loads, beats, errors."""
-    dut = Sequencer(config, refusable=refusable)
+    dut = Core(config, refusable)
     accepted, loads, beats, errors = [], [], [], []
     size = config.lanes * BLOCK
     rubbish = int.from_bytes(b"\x5a" * size, "little")

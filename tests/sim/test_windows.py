@@ -341,6 +341,7 @@ ILLEGAL = {
     "counted is not for the LUT core": (TINY, Opcode.LUT_GEMM, {"counted": 1}),
     "beats is not 1..8": (TINY.replace(block=16, dsp_columns=16, lut_columns=16), Opcode.LUT_GEMM,
                           {"beats": 9}),
+    "holds no tile of a single beat": (TINY, Opcode.LUT_GEMM, {"hold": 1}),
     "more words than": (TINY, Opcode.LUT_GEMM, {"words": 2}),
 }  # fmt: skip
 
