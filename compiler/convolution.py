@@ -60,7 +60,6 @@ from twillcore.weights import (
 
 MOST_TAPS = (1 << 8) - 1
 MOST_ROW_TILES = (1 << 12) - 1
-FUSED_SHARE = 0.9  #: of the activation memory, for all that two fused layers need
 MOST_HELPED = 0.98  #: of a layer's time, for one core to help the other
 PART_SHARE = 1 / 12  #: of the weight memory, for a part of a column tile that does not fit twice
 
@@ -1012,11 +1011,12 @@ def lower_conv(low: Lowering, op: Conv | Linear) -> None:
         clear_padding(low, op)
 
 
-def lower_fused(low: Lowering, first: Conv | MaxPool, second: Conv | MaxPool) -> bool:
+def lower_fused(low: Lowering, first: Conv | MaxPool, second: Conv | MaxPool, share: float) -> bool:
     """Append the steps of two layers between which the map stays on chip; False: impossible.
 
     It is computed band by band, as the second layer needs it: what two bands of that read is
-    computed twice. The first layer is one band ahead.
+    computed twice. The first layer is one band ahead. All that both need takes a ``share`` of the
+    activation memory.
     """
     config = low.config
     middle = low.tensor(first.out)
@@ -1031,7 +1031,7 @@ def lower_fused(low: Lowering, first: Conv | MaxPool, second: Conv | MaxPool) ->
         len(chunk.parts) > 1 for mine in chunks for part in mine for chunk in part
     ):
         return False
-    bands = _fused_bands(low, a, b)
+    bands = _fused_bands(low, a, b, share)
     if len(bands) < 2:
         return False
     held: list[Held] = []
@@ -1047,10 +1047,10 @@ def lower_fused(low: Lowering, first: Conv | MaxPool, second: Conv | MaxPool) ->
     return True
 
 
-def _fused_bands(low: Lowering, a: _Layer, b: _Layer) -> list[Band]:
+def _fused_bands(low: Lowering, a: _Layer, b: _Layer, share: float) -> list[Band]:
     """Return the fewest bands of ``b`` of which two fit on chip, with all that they need."""
     x, middle, out = (low.tensor(name) for name in (a.x, a.out, b.out))
-    room = low.scratch(Space.ACTIVATION, FUSED_SHARE / 2)
+    room = low.scratch(Space.ACTIVATION, share / 2)
     if b.g is None:
         step = 1 if a.g is None else a.g.unit(low.config.lanes) * a.g.pitch // low.config.lanes
         rows = low.rows(out)

@@ -394,7 +394,8 @@ class Lowering:
             return self._home(name)
         tensor = self.tensor(name)
         stride = self.stride(tensor) - word if words is None else words
-        buffer = Buffer(f"{name}[{row}:{row + rows}]", self._space(tensor), rows * stride)
+        label = f"{name}[{row}:{row + rows}]"
+        buffer = Buffer(label, self._space(tensor), rows * stride, stream=name)
         return Held(tensor, buffer, row, word, stride, self.words(tensor))
 
     def temporary(self, name: str, space: Space, row: int, rows: int, words: int) -> Held:
