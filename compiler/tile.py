@@ -62,7 +62,7 @@ class Pairing(Enum):
     FUSED_SMALL = auto()  # with smaller bands
 
 
-SHARES = {Pairing.FUSED: 0.9, Pairing.FUSED_SMALL: 0.5}  #: of the activation memory
+SHARES = {Pairing.FUSED: 0.92, Pairing.FUSED_SMALL: 0.5}  #: of the activation memory
 
 
 def tile(
