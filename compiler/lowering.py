@@ -39,7 +39,6 @@ from twillcore.image import MASKED_BIAS, Layer, Slot
 from twillcore.isa import ISA, PARAMETER, PARAMETER_BYTES, Memory, MoveMode, Opcode, WeightFormat
 from twillcore.weights import encode_rows, smallest_format
 
-
 PAIRED = 2 / 3  #: of the memory that one layer uses, for each of two interleaved ones
 
 

@@ -49,7 +49,6 @@ from twillcore.compiler.lowering import (
 from twillcore.compiler.steps import Place, Plan, Region, Space, Step
 from twillcore.isa import Function, Opcode
 
-
 LEAST_GAIN = 0.03  #: of the time of two layers one after the other, for them to go together
 BUSY_PORT = 0.7  #: of the time of two layers, for which transfers must not wait for their buffers
 
