@@ -588,8 +588,8 @@ class _Layer:
         step = lines * self.g.pitch // lanes
         first = row // step
         count = min(ceil_div(row + rows, step), ceil_div(self.g.out_height, lines)) - first
-        return window_band(self.g, lanes, low.rows_per_item(low.tensor(self.x)),
-                           low.rows_per_item(low.tensor(self.out)), _Piece(first, count))  # fmt: skip
+        in_rows, out_rows = (low.rows_per_item(low.tensor(name)) for name in (self.x, self.out))
+        return window_band(self.g, lanes, in_rows, out_rows, _Piece(first, count))
 
     # How the layer is divided
 
