@@ -44,7 +44,7 @@ from twillcore.compiler.errors import CompileError
 from twillcore.compiler.graph import Concat, Conv, Linear, Map, MaxPool, Op, Tensor
 from twillcore.compiler.lowering import Held, Lowering, ceil_div, parameter_entries, pieces
 from twillcore.compiler.sparsify import beats_per_block
-from twillcore.compiler.split import lut_block_cycles
+from twillcore.compiler.split import MOST_HELPED, lut_block_cycles
 from twillcore.compiler.steps import TABLE_UNITS, Buffer, Place, Region, Space
 from twillcore.config import Config
 from twillcore.isa import TAP, Function, Opcode
@@ -60,7 +60,6 @@ from twillcore.weights import (
 
 MOST_TAPS = (1 << 8) - 1
 MOST_ROW_TILES = (1 << 12) - 1
-MOST_HELPED = 0.98  #: of a layer's time, for one core to help the other
 PART_SHARE = 1 / 12  #: of the weight memory, for a part of a column tile that does not fit twice
 
 
