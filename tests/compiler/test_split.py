@@ -36,7 +36,7 @@ def test_a_core_that_would_idle_helps_the_other_one():
     rows = next(n for n in range(14) if 13 * 4 * (14 - n) <= 2 * 8 * 14 + 9 * 8 * n)
     expected = min(max(13 * 4 * (14 - n), 2 * 8 * 14 + 9 * 8 * n) for n in (rows - 1, rows))
     cycles = finish_cycles(DUAL, **LAYER, lut_channels=208)
-    assert cycles == pytest.approx(expected * 9 * 32 / MOST_HELPED)
+    assert cycles == pytest.approx(expected * 9 * 32 / MOST_HELPED, rel=0.01)
 
 
 @pytest.mark.parametrize(
