@@ -92,7 +92,7 @@ def wide_use(result: Mapping, config: Config, wide: Sequence[str]) -> tuple[floa
     layers = [layer for layer in result["layers"] if layer["name"] in wide]
     cycles = max(sum(layer["cycles"] for layer in layers), 1)
     useful = sum(layer["useful_macs"] for layer in layers)
-    work = sum(layer.get("lut_macs", 0) * layer.get("lut_bits", 0) for layer in layers)
+    work = sum(layer.get("lut_work", 0) for layer in layers)
     lut = work / (cycles * config.bit_products) if config.bit_products else 0.0
     return useful / (cycles * config.multipliers), lut
 

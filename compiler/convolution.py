@@ -33,6 +33,8 @@ import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from enum import Enum, auto
+from fractions import Fraction
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,15 +44,25 @@ from twillcore.compiler.errors import CompileError
 from twillcore.compiler.graph import Concat, Conv, Linear, Map, MaxPool, Op, Tensor
 from twillcore.compiler.lowering import Held, Lowering, ceil_div, parameter_entries, pieces
 from twillcore.compiler.sparsify import beats_per_block
+from twillcore.compiler.split import lut_block_cycles
 from twillcore.compiler.steps import TABLE_UNITS, Buffer, Place, Region, Space
 from twillcore.config import Config
 from twillcore.isa import TAP, Function, Opcode
 from twillcore.numerics import look_up, narrow
-from twillcore.weights import encode_planes, encode_rows, smallest_format
+from twillcore.weights import (
+    encode_planes,
+    encode_rows,
+    encoded_rows,
+    plane_row_bytes,
+    smallest_format,
+    weight_row_bytes,
+)
 
 MOST_TAPS = (1 << 8) - 1
 MOST_ROW_TILES = (1 << 12) - 1
-PART_SHARE = 1 / 8  #: of the weight memory, for a part of a column tile that does not fit twice
+FUSED_SHARE = 0.9  #: of the activation memory, for all that two fused layers need
+MOST_HELPED = 0.98  #: of a layer's time, for one core to help the other
+PART_SHARE = 1 / 12  #: of the weight memory, for a part of a column tile that does not fit twice
 
 
 # Column tiles
@@ -76,6 +88,14 @@ def cores(config: Config) -> tuple[Core, Core]:
     )  # fmt: skip
 
 
+class Zone(Enum):
+    """Which row tiles of a band: all; or those before, or after, one core helps the other."""
+
+    ALL = auto()
+    HEAD = auto()
+    TAIL = auto()
+
+
 @dataclass(frozen=True, eq=False)
 class Run:
     """Column tiles that one instruction can compute.
@@ -95,6 +115,7 @@ class Run:
     beats: int
     values: NDArray[np.int8]
     pool: bool = False
+    zone: Zone = Zone.ALL
 
     @property
     def block_rows(self) -> int:
@@ -181,8 +202,12 @@ def _joined(runs: list[Run]) -> list[Run]:
     return joined
 
 
-def layer_runs(op: Conv | Linear, config: Config) -> list[Run]:
+def layer_runs(
+    op: Conv | Linear, config: Config, weight: NDArray[np.int8] | None = None
+) -> list[Run]:
     """Return the column tiles of a layer on both cores.
+
+    ``weight`` is the layer's as (N, taps, C / groups), if it is not to be taken as it is.
 
     Raises
     ------
@@ -190,7 +215,8 @@ def layer_runs(op: Conv | Linear, config: Config) -> list[Run]:
         If the LUT core's channels cannot be separated from the others, or there is no LUT core.
     """
     block, n = config.block, len(op.weight)
-    weight = op.weight.reshape(n, -1, op.weight.shape[-1])  # (N, taps, C / groups)
+    if weight is None:
+        weight = op.weight.reshape(n, -1, op.weight.shape[-1])
     groups = getattr(op, "groups", 1)
     if op.lut_channels and not config.lut_columns:
         raise CompileError(f"{op.name}: configuration {config.name!r} has no LUT core")
@@ -258,7 +284,7 @@ class Geometry:
     further on (stride 2).
     """
 
-    taps: tuple[tuple[int, int], ...]  # (dy, dx)
+    taps: tuple[tuple[int, int, int], ...]  # (dy, dx, first input word)
     stride: int
     width: int
     height: int
@@ -271,6 +297,10 @@ class Geometry:
     line_step: int
     second: int
 
+    def unit(self, lanes: int) -> int:
+        """Return the least number of output lines after which a row tile ends."""
+        return lanes // math.gcd(lanes, self.pitch)
+
     def input_tile(self, tile: int) -> int:
         """Return the input row tile where an output row tile starts."""
         lines = tile // self.line_tiles if self.line_tiles else 0
@@ -279,20 +309,20 @@ class Geometry:
     def entries(self, lanes: int, row_words: int) -> NDArray[np.uint64]:
         """Return the entries of the tap memory; row tiles of the input are ``row_words`` apart."""
         entries = []
-        for dy, dx in self.taps:
+        for dy, dx, word in self.taps:
             first = dy * self.in_pitch + dx
             second = first + self.second
             values = (
-                first // lanes * row_words, first % lanes, dx, dy,
-                second // lanes * row_words, second % lanes,
+                first // lanes * row_words + word, first % lanes, dx, dy,
+                second // lanes * row_words + word, second % lanes,
             )  # fmt: skip
-            word, offset = 0, 0
+            entry, offset = 0, 0
             for part, value in zip(TAP, values, strict=True):
                 if not part.low <= value <= part.high:
                     raise CompileError(f"tap {part.name} must be {part.low}..{part.high}: {value}")
-                word |= (value & (1 << part.bits) - 1) << offset
+                entry |= (value & (1 << part.bits) - 1) << offset
                 offset += part.bits
-            entries.append(word)
+            entries.append(entry)
         return np.array(entries, np.uint64)
 
 
@@ -308,10 +338,10 @@ def geometry(low: Lowering, op: Conv | MaxPool) -> Geometry | None:
     lanes = low.config.lanes
     kernel = op.weight.shape[1:3] if isinstance(op, Conv) else op.kernel
     taps = tuple(
-        (i * op.dilation - op.padding[0], j * op.dilation - op.padding[1])
+        (i * op.dilation - op.padding[0], j * op.dilation - op.padding[1], 0)
         for i, j in itertools.product(*map(range, kernel))
     )
-    if taps == ((0, 0),) and op.stride == 1 and x.grid == out.grid and isinstance(op, Conv):
+    if taps == ((0, 0, 0),) and op.stride == 1 and x.grid == out.grid and isinstance(op, Conv):
         return None
     if op.stride not in (1, 2):
         raise CompileError(f"{op.name}: windows have a stride of 1 or 2, not {op.stride}")
@@ -363,6 +393,19 @@ class Band:
     a_row: int
     y: int = 0
     height: int = 0
+    piece: "_Piece | None" = None
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Which part of the output a band is: ``count`` units from ``first`` on, of batch ``item``.
+
+    A unit is the least number of row tiles after which another band can begin.
+    """
+
+    first: int
+    count: int
+    item: int = 0
 
 
 @dataclass(frozen=True)
@@ -378,30 +421,41 @@ def row_bands(rows: int, limits: _Limits) -> list[Band]:
     """Split the row tiles of a layer without windows."""
     most = min(limits.inputs, limits.outputs, MOST_ROW_TILES)
     count = max(ceil_div(rows, max(most, 1)), limits.bands)
-    return [Band(row, n, row, n, row) for row, n in pieces(rows, count)]
+    return [row_band(_Piece(row, n)) for row, n in pieces(rows, count)]
+
+
+def row_band(piece: _Piece) -> Band:
+    """Return some row tiles of a layer without windows."""
+    return Band(piece.first, piece.count, piece.first, piece.count, piece.first, piece=piece)
+
+
+def window_band(g: Geometry, lanes: int, in_rows: int, out_rows: int, piece: _Piece) -> Band:
+    """Return some output lines; items are ``in_rows`` and ``out_rows`` row tiles."""
+    unit = g.unit(lanes)
+    below = max(dy for dy, _, _ in g.taps)
+    above = min(dy for dy, _, _ in g.taps)
+    start, end = piece.first * unit, min((piece.first + piece.count) * unit, g.out_height)
+    top = min(max(start * g.stride + above, 0), g.height - 1)
+    bottom = min(max((end - 1) * g.stride + below + 1, top + 1), g.height)
+    low = top * g.in_pitch // lanes
+    high = ceil_div((bottom - 1) * g.in_pitch + g.width, lanes)
+    row = start * g.pitch // lanes
+    last = end == g.out_height
+    pixels = (end - 1) * g.pitch + (g.out_width if last else g.pitch)
+    return Band(
+        row + piece.item * out_rows, ceil_div(pixels, lanes) - row,
+        low + piece.item * in_rows, high - low, g.input_tile(row) + piece.item * in_rows,
+        start * g.stride, bottom, piece,
+    )  # fmt: skip
 
 
 def window_bands(g: Geometry, lanes: int, limits: _Limits, batch: int, in_rows: int,
                  out_rows: int) -> list[Band]:  # fmt: skip
     """Split the output lines of every item; items are ``in_rows`` and ``out_rows`` row tiles."""
-    unit = lanes // math.gcd(lanes, g.pitch)  # lines after which a row tile ends
-    units = ceil_div(g.out_height, unit)
-    below = max(dy for dy, _ in g.taps)
-    above = min(dy for dy, _ in g.taps)
+    units = ceil_div(g.out_height, g.unit(lanes))
 
-    def band(first: int, count: int) -> Band:
-        start, end = first * unit, min((first + count) * unit, g.out_height)
-        top = min(max(start * g.stride + above, 0), g.height - 1)
-        bottom = min(max((end - 1) * g.stride + below + 1, top + 1), g.height)
-        low = top * g.in_pitch // lanes
-        high = ceil_div((bottom - 1) * g.in_pitch + g.width, lanes)
-        row = start * g.pitch // lanes
-        last = end == g.out_height
-        pixels = (end - 1) * g.pitch + (g.out_width if last else g.pitch)
-        return Band(
-            row, ceil_div(pixels, lanes) - row, low, high - low, g.input_tile(row),
-            start * g.stride, bottom,
-        )  # fmt: skip
+    def band(first: int, count: int, item: int = 0) -> Band:
+        return window_band(g, lanes, in_rows, out_rows, _Piece(first, count, item))
 
     def fits(count: int) -> bool:
         return all(
@@ -413,17 +467,20 @@ def window_bands(g: Geometry, lanes: int, limits: _Limits, batch: int, in_rows: 
     if units > 1 and count == units and not fits(count) and band(0, 1).rows > MOST_ROW_TILES:
         raise CompileError(f"a line of {g.pitch} pixels has too many row tiles")
     count = max(count, min(limits.bands, units))
-    bands = list(itertools.starmap(band, pieces(units, count)))
-    return [
-        dataclasses.replace(
-            b, row=b.row + item * out_rows, in_row=b.in_row + item * in_rows,
-            a_row=b.a_row + item * in_rows,
-        )
-        for item in range(batch) for b in bands
-    ]  # fmt: skip
+    return [band(first, n, item) for item in range(batch) for first, n in pieces(units, count)]
 
 
 # Steps
+
+
+def _in_turns(work: list[Iterator[int]], total: list[int]) -> None:
+    """Run all iterators; the one that has done the smaller share of its ``total`` is next."""
+    queue = [(0.0, number) for number in range(len(work))]
+    while queue:
+        share, number = heapq.heappop(queue)
+        rows = next(work[number], None)
+        if rows is not None:
+            heapq.heappush(queue, (share + rows / total[number], number))
 
 
 class _Chunk:
@@ -462,9 +519,10 @@ class _Layer:
     """One op on its way to steps."""
 
     def __init__(self, low: Lowering, op: Op, g: Geometry | None, runs: list[Run],
-                 entries: NDArray[np.uint64], x: str, out: str) -> None:  # fmt: skip
+                 entries: NDArray[np.uint64], x: str, out: str, tail: Fraction = Fraction(0)
+                 ) -> None:  # fmt: skip
         self.low, self.op, self.g, self.runs, self.entries = low, op, g, runs, entries
-        self.x, self.out = x, out
+        self.x, self.out, self.tail = x, out, tail
         self.residual: str | None = getattr(op, "residual", None)
         self._held: dict[tuple, tuple[Held, Held, Held | None]] = {}
         self._left: dict[tuple, int] = {}
@@ -472,29 +530,67 @@ class _Layer:
 
     def lower(self) -> None:
         """Append all steps."""
-        mine = [
-            [chunk for run in self.runs if run.core == core for chunk in self._cut(run)]
-            for core in cores(self.low.config)
-        ]
-        mine = [chunks for chunks in mine if chunks]
-        fit = all(
-            sum(run.tile_rows * run.tiles for run in self.runs if run.core == core) <= core.depth
-            for core in cores(self.low.config)
-        )
+        mine = self.chunks()
+        fit = all(self.weight_rows(core) <= core.depth for core in cores(self.low.config))
         bands = self._bands(fit)
         passes = sum(map(len, mine))
         by_bands = fit or self._reload_weights(bands) < self._reload_inputs(bands, passes)
         by_bands &= not isinstance(self.op, Concat)  # each part stores its own words
+        if by_bands:
+            self.low.by_bands.add(self.low.number)
         work = [self._work(chunks, bands, by_bands, fit) for chunks in mine]
+        total = [0] * len(mine)
         for band in bands:
-            self._left[band.row,] = passes
-        total = [sum(chunk.run.tiles * chunk.run.tile_rows for chunk in part) for part in mine]
-        queue = [(0.0, number) for number in range(len(work))]
-        while queue:  # the core that has done the smaller share of its work is next
-            share, number = heapq.heappop(queue)
-            rows = next(work[number], None)
-            if rows is not None:
-                heapq.heappush(queue, (share + rows / total[number], number))
+            zones = {zone: self._zone(band, zone) for zone in Zone}
+            self._left[band.row,] = 0
+            for number, chunk in ((n, chunk) for n, part in enumerate(mine) for chunk in part):
+                if (zone := zones[chunk.run.zone]) is not None:
+                    self._left[band.row,] += 1
+                    total[number] += zone.rows * chunk.run.tiles * chunk.run.tile_rows
+        _in_turns(work, total)
+
+    def lower_band(self, chunks: list[list[_Chunk]], band: Band, x: Held | None, out: Held | None
+                   ) -> None:  # fmt: skip
+        """Append the steps of one band. ``x`` and ``out`` are maps that never go to DRAM."""
+        key = (band.row,)
+        low = self.low
+        self._held[key] = (
+            x or low.read(self.x, band.in_row, band.in_rows),
+            out or low.write(self.out, band.row, band.rows),
+            low.read(self.residual, band.row, band.rows) if self.residual else None,
+        )
+        zones = {zone: self._zone(band, zone) for zone in Zone}
+        some = [[chunk for chunk in part if zones[chunk.run.zone] is not None] for part in chunks]
+        total = [
+            sum(zones[c.run.zone].rows * c.run.tiles * c.run.tile_rows for c in part)
+            for part in some
+        ]
+        self._left[key] = 0 if out else sum(map(len, some))
+        _in_turns([self._work(part, [band], True, True) for part in some], total)
+
+    def chunks(self) -> list[list[_Chunk]]:
+        """Return the column tiles of each core that has some, in pieces."""
+        mine = [
+            [chunk for run in self.runs if run.core == core for chunk in self._cut(run)]
+            for core in cores(self.low.config)
+        ]
+        return [chunks for chunks in mine if chunks]
+
+    def weight_rows(self, core: Core) -> int:
+        """Return the weight rows of all of a core's column tiles."""
+        return sum(run.tile_rows * run.tiles for run in self.runs if run.core == core)
+
+    def cover(self, row: int, rows: int) -> Band:
+        """Return the least band of the only item that computes some row tiles."""
+        if self.g is None:
+            return row_band(_Piece(row, rows))
+        low, lanes = self.low, self.low.config.lanes
+        lines = self.g.unit(lanes)
+        step = lines * self.g.pitch // lanes
+        first = row // step
+        count = min(ceil_div(row + rows, step), ceil_div(self.g.out_height, lines)) - first
+        return window_band(self.g, lanes, low.rows_per_item(low.tensor(self.x)),
+                           low.rows_per_item(low.tensor(self.out)), _Piece(first, count))  # fmt: skip
 
     # How the layer is divided
 
@@ -546,6 +642,24 @@ class _Layer:
         return window_bands(self.g, config.lanes, most, out.batch, low.rows_per_item(x),
                             low.rows_per_item(out))  # fmt: skip
 
+    def _zone(self, band: Band, zone: Zone) -> Band | None:
+        """Return the part of a band that belongs to a zone; None: nothing does."""
+        if zone == Zone.ALL:
+            return band
+        piece = band.piece
+        ends = [int(self.tail * unit) for unit in (piece.first, piece.first + piece.count)]
+        tail = ends[1] - ends[0]
+        head = piece.count - tail
+        start, count = (0, head) if zone == Zone.HEAD else (head, tail)
+        if not count:
+            return None
+        part = _Piece(piece.first + start, count, piece.item)
+        if self.g is None:
+            return row_band(part)
+        x, out = self.low.tensor(self.x), self.low.tensor(self.out)
+        return window_band(self.g, self.low.config.lanes, self.low.rows_per_item(x),
+                           self.low.rows_per_item(out), part)  # fmt: skip
+
     def _reload_weights(self, bands: list[Band]) -> int:
         """Bytes of weights that come again if bands are the outer loop."""
         rows = sum(run.tile_rows * run.tiles * run.core.columns for run in self.runs)
@@ -566,25 +680,32 @@ class _Layer:
         """Append the steps of one core; yield the row tiles times weight rows of each."""
         if not by_bands:
             for chunk, band in itertools.product(chunks, bands):
-                yield from self._pass(chunk, band, (band.row, chunk))
+                if (zone := self._zone(band, chunk.run.zone)) is not None:
+                    yield from self._pass(chunk, zone, zone, (band.row, chunk))
             return
         for band in bands:
             for chunk in chunks:
+                zone = self._zone(band, chunk.run.zone)
+                if zone is None:
+                    continue
                 if not keep:
                     chunk = _Chunk(self, chunk.run, chunk.parts)
-                yield from self._pass(chunk, band, (band.row,))
+                yield from self._pass(chunk, zone, band, (band.row,))
 
-    def _pass(self, chunk: _Chunk, band: Band, key: tuple) -> Iterator[int]:
-        """Append a chunk's instructions on a band. ``key`` tells who shares its buffers."""
+    def _pass(self, chunk: _Chunk, band: Band, whole: Band, key: tuple) -> Iterator[int]:
+        """Append a chunk's instructions on a band, a part of ``whole``, of which the buffers are.
+
+        ``key`` tells who shares them.
+        """
         low, run = self.low, chunk.run
         alone = len(key) > 1  # the chunk's words only
         word, words = run.word, run.tiles * run.words
         part = (word, words) if alone else (0, None)
         if key not in self._held:
             self._held[key] = (
-                low.read(self.x, band.in_row, band.in_rows),
-                low.write(self.out, band.row, band.rows, *part),
-                low.read(self.residual, band.row, band.rows, *part) if self.residual else None,
+                low.read(self.x, whole.in_row, whole.in_rows),
+                low.write(self.out, whole.row, whole.rows, *part),
+                low.read(self.residual, whole.row, whole.rows, *part) if self.residual else None,
             )
         x, out, residual = self._held[key]
         low.load(x, band.in_row, band.in_rows)
@@ -605,7 +726,7 @@ class _Layer:
             return
         self._left[key] -= 1
         if not self._left[key]:
-            low.store(out, band.row, band.rows)
+            low.store(out, whole.row, whole.rows)
 
     def _row_tiles(self, band: Band) -> Iterator[Band]:
         """Yield bands of single row tiles."""
@@ -738,33 +859,235 @@ def _entries(low: Lowering, op: Conv | Linear | Map) -> tuple[NDArray[np.uint64]
     return parameter_entries(*padded), zero
 
 
-def _finish(low: Lowering, op: Conv | Linear | Map, g: Geometry | None, runs: list[Run]) -> None:
-    entries, zero = _entries(low, op)
-    _Layer(low, op, g, runs, entries, op.x, op.out).lower()
-    if not zero:
-        clear_padding(low, op)
+def _without_zeros(
+    low: Lowering, op: Conv | Linear, g: Geometry | None
+) -> tuple[Geometry | None, NDArray[np.int8] | None]:
+    """Return geometry and (N, taps, C) weights in which no block of a tap is 0 for all outputs.
+
+    If there are such blocks, each of the others becomes a tap of its own.
+    """
+    if g is None or getattr(op, "groups", 1) > 1:
+        return g, None
+    block, taps = low.config.block, len(g.taps)
+    weight = _padded(op.weight.reshape(len(op.weight), taps, -1), block)[: len(op.weight)]
+    weight = weight.reshape(len(weight), taps, -1, block)
+    live = np.argwhere(weight.any(axis=(0, 3)))
+    blocks = weight.shape[2]
+    if not 0 < len(live) < min(taps * blocks, MOST_TAPS, low.config.tap_depth // 2):
+        return g, None
+    places = tuple((*g.taps[tap][:2], g.taps[tap][2] + word) for tap, word in live)
+    return dataclasses.replace(g, taps=places), weight[:, live[:, 0], live[:, 1]]
+
+
+@dataclass(frozen=True)
+class _Division:
+    """Column tiles of both cores, and which share of the row tiles is in :attr:`Zone.TAIL`."""
+
+    runs: list[Run]
+    tail: Fraction = Fraction(0)
+    helper: Opcode | None = None
+    bits: int = 0  # of the weights that the LUT core takes over
+
+
+def _divide(low: Lowering, op: Conv | Linear, g: Geometry | None,
+            weight: NDArray[np.int8] | None) -> _Division:  # fmt: skip
+    """Return the column tiles of a layer, and let the core that would idle help the other one.
+
+    Rounding to column tiles leaves one core idle. It computes the outputs of the other one too, in
+    the tail of the row tiles: the LUT core with as many planes as the weights of the DSP core have
+    bits, the DSP core with the positions that the weights of the LUT core fill.
+    """
+    config, outputs = low.config, len(op.weight)
+    runs = layer_runs(op, config, weight)
+    if not config.lut_columns or not op.lut_bits or getattr(op, "groups", 1) > 1:
+        return _Division(runs)
+    out, first = low.tensor(op.out), outputs - op.lut_channels
+    if g is None:
+        units, tiles = low.rows(out), 1
+    else:
+        units = out.batch * ceil_div(g.out_height, g.unit(config.lanes))
+        tiles = g.unit(config.lanes) * g.pitch // config.lanes
+    if weight is None:
+        weight = op.weight.reshape(outputs, -1, op.weight.shape[-1])
+    dsp_core, lut_core = cores(config)
+    helpers, bits = {}, 0
+    if first:
+        here = op.weight[:first].astype(np.int64)
+        bits = int(max(here.max(), ~here.min())).bit_length() + 1
+        helpers[dsp_core] = list(_dense(lut_core, weight[:first], 0, 0, config, bits))
+    if op.lut_channels:
+        word = first // config.block
+        helpers[lut_core] = list(_dense(dsp_core, weight[first:], word, 0, config, 0))
+    stride = g.stride if g else 1
+    beats = next((run.beats for run in runs if run.core == dsp_core), config.block)
+
+    def cycles(some: list[Run]) -> float:
+        total = 0.0
+        for run in some:
+            on_lut = run.core == lut_core
+            block = lut_block_cycles(beats, run.beats, stride) if on_lut else max(run.beats, stride)
+            steps = run.values.shape[2] * run.blocks * block
+            total += run.tiles * max(steps, run.words * config.block)
+        return total * tiles
+
+    def transfers(some: list[Run]) -> float:
+        return sum(_load_beats(run, config) for run in some)
+
+    maps = [low.tensor(name) for name in (op.x, op.residual)
+            if name is not None and low.is_loaded(name)]  # fmt: skip
+    words = sum(low.rows(tensor) * low.words(tensor) for tensor in maps)
+    bus = words * config.word_bytes // config.axi_bytes + transfers(runs)
+    own = {core: [run for run in runs if run.core == core] for core in (dsp_core, lut_core)}
+    times = {core: cycles(own[core]) for core in own}
+    alone = max(*times.values()) * units
+    best, division = max(alone, bus) * MOST_HELPED, _Division(runs)
+    for helped, helper in ((dsp_core, lut_core), (lut_core, dsp_core)):
+        if helped not in helpers:
+            continue
+        if any(run.tile_rows > run.core.depth // 2 for run in helpers[helped]):
+            continue
+        extra, load = cycles(helpers[helped]), bus + transfers(helpers[helped])
+        for tail in range(1, units):
+            time = max(times[helped] * (units - tail), times[helper] * units + extra * tail, load)
+            if time < best:
+                best = time
+                head = [dataclasses.replace(run, zone=Zone.HEAD) for run in own[helped]]
+                more = [dataclasses.replace(run, zone=Zone.TAIL) for run in helpers[helped]]
+                division = _Division(
+                    [*head, *own[helper], *more], Fraction(tail, units), helper.gemm, bits
+                )
+    return division
+
+
+def _load_beats(run: Run, config: Config) -> int:
+    """Return the beats of the memory port that a run's weights take."""
+    rows = run.tiles * run.tile_rows
+    if run.core.space == Space.LUT_WEIGHT:
+        return rows * plane_row_bytes(config) // config.axi_bytes
+    rows = encoded_rows(rows, run.beats, smallest_format(run.beats, config), config)
+    return rows * weight_row_bytes(config) // config.axi_bytes
+
+
+def _layer(low: Lowering, op: Conv | Linear | MaxPool) -> _Layer:
+    """Begin a layer: convolution, max pooling, or linear with outputs that are tiled exactly."""
+    if isinstance(op, MaxPool):
+        low.layer(op.name)
+        out = low.tensor(op.out)
+        runs = pool_run(out.channels, low.config)
+        entries = _plain_entries(out, low.config)
+        return _Layer(low, op, geometry(low, op), runs, entries, op.x, op.out)
+    config, out = low.config, low.tensor(op.out)
+    g, weight = _without_zeros(low, op, geometry(low, op) if isinstance(op, Conv) else None)
+    division = _divide(low, op, g, weight)
+    each = op.weight.shape[-1]  # inputs of an output in one tap
+    kept = min(op.beats * ceil_div(each, config.block), each)
+    inputs = op.weight[0].size
+    if weight is not None:  # blocks of zeros are no work
+        inputs = (
+            inputs * weight.shape[1] // (op.weight[0].size // each * ceil_div(each, config.block))
+        )
+    lut = op.lut_channels * out.batch * out.rows * inputs
+    macs = out.channels * out.batch * out.rows * inputs
+    useful, lut_work = (macs - lut) * kept // each, lut * op.lut_bits
+    tail = division.tail
+    if division.helper == Opcode.LUT_GEMM:
+        lut_work += round(useful * tail) * division.bits
+        lut += round((macs - lut) * tail)
+        useful -= round(useful * tail)
+    elif division.helper == Opcode.GEMM:
+        useful += round(lut * tail)
+        lut_work -= round(lut_work * tail)
+        lut -= round(lut * tail)
+    low.layer(op.name, macs, useful, lut, lut_work)
+    largest = np.abs(op.weight.astype(np.int32)).reshape(len(op.weight), -1).sum(axis=1)
+    low.require_accumulator(op.name, int(largest.max(initial=0)) << 7)
+    entries, _ = _entries(low, op)
+    return _Layer(low, op, g, division.runs, entries, op.x, op.out, division.tail)
 
 
 def lower_conv(low: Lowering, op: Conv | Linear) -> None:
     """Append the steps of a convolution, or of a linear layer whose outputs are tiled exactly."""
-    config, out = low.config, low.tensor(op.out)
-    per_output = op.weight[0].size
-    macs = out.batch * out.rows * per_output
-    lut = op.lut_channels * macs
-    dsp = (out.channels - op.lut_channels) * macs
-    each = op.weight.shape[-1]  # inputs of an output in one tap
-    kept = min(op.beats * ceil_div(each, config.block), each)
-    low.layer(op.name, dsp + lut, dsp * kept // each, lut, op.lut_bits)
-    largest = np.abs(op.weight.astype(np.int32)).reshape(len(op.weight), -1).sum(axis=1)
-    low.require_accumulator(op.name, int(largest.max(initial=0)) << 7)
-    g = geometry(low, op) if isinstance(op, Conv) else None
-    _finish(low, op, g, layer_runs(op, config))
+    _layer(low, op).lower()
+    if not _entries(low, op)[1]:
+        clear_padding(low, op)
+
+
+def lower_fused(low: Lowering, first: Conv | MaxPool, second: Conv | MaxPool) -> bool:
+    """Append the steps of two layers between which the map stays on chip; False: impossible.
+
+    It is computed band by band, as the second layer needs it: what two bands of that read is
+    computed twice. The first layer is one band ahead.
+    """
+    config = low.config
+    middle = low.tensor(first.out)
+    some = isinstance(first, Conv) and not _entries(low, first)[1]
+    some |= isinstance(second, Conv) and not _entries(low, second)[1]
+    if some or middle.batch > 1 or getattr(first, "residual", None) or low.is_shared(first.out):
+        return False
+    a, layer_a = _layer(low, first), low.number
+    b, layer_b = _layer(low, second), low.number
+    chunks = a.chunks(), b.chunks()
+    if any(a.weight_rows(core) + b.weight_rows(core) > core.depth for core in cores(config)) or any(
+        len(chunk.parts) > 1 for mine in chunks for part in mine for chunk in part
+    ):
+        return False
+    bands = _fused_bands(low, a, b)
+    if len(bands) < 2:
+        return False
+    held: list[Held] = []
+    for number in range(len(bands) + 1):
+        if number < len(bands):
+            low.number = layer_a
+            band = a.cover(bands[number].in_row, bands[number].in_rows)
+            held.append(low.write(first.out, band.row, band.rows))
+            a.lower_band(chunks[0], band, None, held[-1])
+        if number:
+            low.number = layer_b
+            b.lower_band(chunks[1], bands[number - 1], held[number - 1], None)
+    return True
+
+
+def _fused_bands(low: Lowering, a: _Layer, b: _Layer) -> list[Band]:
+    """Return the fewest bands of ``b`` of which two fit on chip, with all that they need."""
+    x, middle, out = (low.tensor(name) for name in (a.x, a.out, b.out))
+    room = low.scratch(Space.ACTIVATION, FUSED_SHARE / 2)
+    if b.g is None:
+        step = 1 if a.g is None else a.g.unit(low.config.lanes) * a.g.pitch // low.config.lanes
+        rows = low.rows(out)
+        units = ceil_div(rows, step)
+    else:
+        units = ceil_div(b.g.out_height, b.g.unit(low.config.lanes))
+
+    def split(count: int) -> list[Band]:
+        if b.g is None:
+            return [row_band(_Piece(first * step, min(n * step, rows - first * step)))
+                    for first, n in pieces(units, count)]  # fmt: skip
+        return [window_band(b.g, low.config.lanes, low.rows_per_item(middle),
+                            low.rows_per_item(out), _Piece(*piece))
+                for piece in pieces(units, count)]  # fmt: skip
+
+    def words(band: Band) -> int:
+        before = a.cover(band.in_row, band.in_rows)
+        total = before.rows * low.words(middle)
+        total += before.in_rows * low.words(x) if low.is_streamed(a.x) else 0
+        total += band.rows * low.words(out) if low.is_streamed(b.out) else 0
+        return total + (band.rows * low.words(out) if low.is_streamed(b.residual) else 0)
+
+    for count in range(2, units + 1):
+        bands = split(count)
+        if max(map(words, bands)) <= room:
+            return bands
+    return []
 
 
 def lower_map(low: Lowering, op: Map) -> None:
     """Append the steps of a Map whose outputs are tiled exactly."""
     low.layer(op.name)
-    _finish(low, op, None, identity_runs(low.tensor(op.out).channels, low.config))
+    entries, zero = _entries(low, op)
+    runs = identity_runs(low.tensor(op.out).channels, low.config)
+    _Layer(low, op, None, runs, entries, op.x, op.out).lower()
+    if not zero:
+        clear_padding(low, op)
 
 
 def _plain_entries(tensor: Tensor, config: Config) -> NDArray[np.uint64]:
@@ -775,10 +1098,7 @@ def _plain_entries(tensor: Tensor, config: Config) -> NDArray[np.uint64]:
 
 def lower_max_pool(low: Lowering, op: MaxPool) -> None:
     """Append the steps of a max pooling."""
-    low.layer(op.name)
-    out = low.tensor(op.out)
-    runs = pool_run(out.channels, low.config)
-    _Layer(low, op, geometry(low, op), runs, _plain_entries(out, low.config), op.x, op.out).lower()
+    _layer(low, op).lower()
 
 
 def lower_concat(low: Lowering, op: Concat) -> None:

@@ -53,8 +53,9 @@ class Linear(Op):
     ``table``, 256 int16). An int16 output is written before, an int8 output after
     ``narrow(.., narrow_shift)``. bias, multiplier, shift and narrow_shift are (N,).
 
-    The last ``lut_channels`` outputs (a multiple of ``config.block``, or all) are computed by the
-    LUT core: their weights fit in ``lut_bits`` bits and need no sparsity.
+    The last ``lut_channels`` outputs (a multiple of ``config.block``, or all) are the LUT core's:
+    their weights fit in ``lut_bits`` bits and need no sparsity. With ``lut_bits`` = 0 it has no
+    part in the layer; else either core may help the other one.
     """
 
     x: str

@@ -318,8 +318,8 @@ class _Quantizer:
         weight = quantised.weight.reshape(op.weight.shape)
         tail |= {"bias": quantised.bias, "multiplier": multiplier, "shift": shift}
         tail |= {"beats": self._beats(op, weight[: len(weight) - lut])}
-        if lut:
-            tail |= {"lut_channels": lut, "lut_bits": self._share(op).bits}
+        if (share := self._share(op)) is not None:
+            tail |= {"lut_channels": lut, "lut_bits": share.bits}
         if isinstance(op, FloatConv):
             geometry = op.stride, op.padding, op.dilation, op.groups
             self.ops.append(Conv(op.name, op.x, out, weight, *geometry, **tail))

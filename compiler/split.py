@@ -9,6 +9,7 @@ import math
 
 from twillcore.compiler.errors import CompileError
 from twillcore.config import Config
+from twillcore.weights import encoded_rows, plane_row_bytes, smallest_format, weight_row_bytes
 
 
 def lut_block_cycles(beats: int, lut_bits: int, stride: int = 1) -> float:
@@ -45,9 +46,11 @@ def finish_cycles(
     """Return the cycles until both cores have computed their channels of ``rows`` rows.
 
     The model: a core issues one beat per cycle; a tile takes no less time than its drain, which
-    makes one column per cycle and serves both cores; the LUT core waits for the reads of the other.
+    makes one column per cycle and serves both cores; the LUT core waits for the reads of the other;
+    all weights come over the memory port once.
     """
     row_tiles = -(-rows // config.lanes)
+    load = taps * blocks * _load_beats(config, channels, lut_channels, beats, lut_bits)
 
     def cycles(count: int, columns: int, block_cycles: float) -> float:
         tiles, last = divmod(count, columns)
@@ -57,13 +60,26 @@ def finish_cycles(
 
     dsp = cycles(channels - lut_channels, config.dsp_columns, max(beats, stride))
     if not lut_channels:
-        return dsp
+        return max(dsp, load)
     beside = lut_block_cycles(beats, lut_bits, stride)
     lut = cycles(lut_channels, config.lut_columns, beside)
     if lut > dsp:  # the rest of it is computed alone
         alone = cycles(lut_channels, config.lut_columns, lut_bits + stride - 1)
         lut = dsp + alone * (1 - dsp / lut)
-    return max(dsp, lut, row_tiles * channels)
+    return max(dsp, lut, row_tiles * channels, load)
+
+
+def _load_beats(
+    config: Config, channels: int, lut_channels: int, beats: int, lut_bits: int
+) -> float:
+    """Return the beats of the memory port for a block of the weights of all channels."""
+    tiles = -(-(channels - lut_channels) // config.dsp_columns)
+    many = config.block * 8  # blocks, so that shared header rows count by halves
+    rows = encoded_rows(many * beats, beats, smallest_format(beats, config), config) / many
+    lut_tiles = -(-lut_channels // config.lut_columns) if lut_channels else 0
+    size = tiles * rows * weight_row_bytes(config)
+    size += lut_tiles * lut_bits * plane_row_bytes(config)
+    return size / config.axi_bytes
 
 
 def split_channels(

@@ -42,12 +42,7 @@ def allocate(
         raise TwillcoreError("nothing to allocate: no layers")
     losses = np.array([loss[layer][option] for layer, option in entries])
     costs = np.array([float(cost[layer][option]) for layer, option in entries])
-    smallest = sum(min(options.values()) for options in cost.values())
-    if smallest > budget:
-        raise TwillcoreError(
-            f"the target of {budget:,.0f} {unit} cannot be met: the best possible is"
-            f" {smallest:,.0f}"
-        )
+    refuse_budget(cost, budget, unit)
     layers = list(loss)
     one_each = np.array([[float(layer == name) for name, _ in entries] for layer in layers])
     solution = milp(
@@ -64,6 +59,18 @@ def allocate(
         raise TwillcoreError(f"allocation failed: {solution.message}")
     taken = (entry for entry, x in zip(entries, solution.x, strict=True) if x > 0.5)
     return dict(taken)
+
+
+def refuse_budget(
+    cost: Mapping[str, Mapping[Option, float]], budget: float, unit: str = "cost"
+) -> None:
+    """Raise :class:`TwillcoreError` with the smallest cost if no choice is within ``budget``."""
+    smallest = sum(min(options.values()) for options in cost.values())
+    if smallest > budget:
+        raise TwillcoreError(
+            f"the target of {budget:,.0f} {unit} cannot be met: the best possible is"
+            f" {smallest:,.0f}"
+        )
 
 
 def _check(loss: Mapping, cost: Mapping) -> None:

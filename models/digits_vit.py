@@ -77,10 +77,12 @@ def fit(
     decay: float = 0.0,
     progress: Progress = lambda done, total, text: None,
     view: Callable[[Tensor], Tensor] = patches,
+    attach: Callable[[torch.optim.Optimizer], None] = lambda optimiser: None,
 ) -> Sad:
     """Train in place by AdamW with a cosine schedule; return how the masks moved, if there are any.
 
     ``decay`` of masked weights is decoupled. ``view`` makes the module's input of images (n, 8, 8).
+    ``attach`` is called with the optimiser before the first step, to hook more into its steps.
 
     Raises
     ------
@@ -91,6 +93,7 @@ def fit(
     optimiser = torch.optim.AdamW(module.parameters(), lr=rate, weight_decay=0.01, fused=True)
     if decay:
         decouple(optimiser, module, decay)
+    attach(optimiser)
     sad, count = Sad(), len(digits.train)
     total, step = epochs * -(-count // BATCH), 0
     module.train()

@@ -19,7 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from twillcore.errors import TwillcoreError
 from twillcore.models.sad import Sad
-from twillcore.models.sr_ste import decouple
+from twillcore.models.sr_ste import decouple, parametrised
 
 Batches = Callable[[int], tuple[Tensor, ...]]  # of a step's number
 Progress = Callable[[int, int, str], None]
@@ -98,6 +98,7 @@ def distil(
     checkpoint: Path | None = None,
     save_every: int = 100,
     progress: Progress = lambda done, total, text: None,
+    attach: Callable[[torch.optim.Optimizer], None] = lambda optimiser: None,
 ) -> History:
     """Train the parameters of ``student`` that require gradients, in place.
 
@@ -108,6 +109,7 @@ def distil(
         depend on the number only
     taps : names of submodules, the same in both, with tensors (.., channels) as outputs
     checkpoint : file to save to every ``save_every`` steps and to resume from if it is there
+    attach : called with the optimiser before the first step, to hook more into its steps
 
     Raises
     ------
@@ -121,6 +123,7 @@ def distil(
     optimiser = torch.optim.AdamW(trained, lr=recipe.rate, weight_decay=0.0, fused=True)
     if recipe.decay:
         decouple(optimiser, student, recipe.decay)
+    attach(optimiser)
     history, sad, start = History(), Sad(), 0
     if checkpoint is not None and checkpoint.is_file():
         start = _resume(checkpoint, student, optimiser, history, recipe)
@@ -184,12 +187,17 @@ def _save(
     state = {
         "step": step,
         "recipe": asdict(recipe),
+        "patterns": _patterns(student),
         "student": student.state_dict(),
         "optimiser": optimiser.state_dict(),
         "history": asdict(history),
     }
     torch.save(state, temporary)
     temporary.replace(path)
+
+
+def _patterns(student: nn.Module) -> dict[str, str]:
+    return {name: str(entry.pattern) for name, _, entry in parametrised(student)}
 
 
 def _resume(
@@ -206,8 +214,15 @@ def _resume(
         for name, value in asdict(recipe).items()
         if state["recipe"].get(name) != value
     ]
+    theirs, ours = state["patterns"], _patterns(student)
+    differing += [
+        f"{name} was {theirs.get(name, 'dense')}, is {ours.get(name, 'dense')}"
+        for name in theirs | ours
+        if theirs.get(name) != ours.get(name)
+    ]
     if differing:
-        raise TwillcoreError(f"{path} is of another training: {'; '.join(differing)}")
+        more = f"; and {len(differing) - 3} more" if len(differing) > 3 else ""
+        raise TwillcoreError(f"{path} is of another training: {'; '.join(differing[:3])}{more}")
     try:
         student.load_state_dict(state["student"])
     except RuntimeError as error:

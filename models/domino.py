@@ -6,7 +6,7 @@ lost one gives up one; the penalty turns to layers that are far from their share
 discarded: the scheme is trained afterwards, with SR-STE.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -86,6 +86,7 @@ def search_scheme(
     macs: Mapping[str, float],
     search: Search = Search(),
     progress: Callable[[int, int, str], None] = lambda done, total, name: None,
+    names: Sequence[str] | None = None,
 ) -> dict[str, Pattern]:
     """Return a pattern for each layer with at most ``density`` of the weights in all.
 
@@ -95,6 +96,7 @@ def search_scheme(
     ----------
     loss : of an iteration's batch, by its number, with gradients
     macs : multiplications of each layer when dense
+    names : of the layers that count; default: all
 
     Raises
     ------
@@ -102,6 +104,7 @@ def search_scheme(
         If the density is not reached: what it came to is named. Or if the group cannot express it.
     """
     group, layers = search.group, sparse_layers(module)
+    layers = {n: layer for n, layer in layers.items() if names is None or n in names}
     if not 1 / group <= density <= 1:
         raise TwillcoreError(
             f"density {density:g} cannot be met: the best possible of N:{group} is {1 / group:g}"
@@ -117,7 +120,8 @@ def search_scheme(
         tops[name] = _Top(group)
         parametrize.register_parametrization(layer, "weight", tops[name])
     originals = {name: layer.parametrizations["weight"].original for name, layer in layers.items()}
-    optimiser = torch.optim.SGD(module.parameters(), lr=search.rate)
+    trained = [p for p in module.parameters() if p.requires_grad]
+    optimiser = torch.optim.SGD(trained, lr=search.rate)
     factors = _factors(decisions, group, wanted, macs)
 
     def reached() -> float:

@@ -5,6 +5,7 @@ coarse grids are found again in the plain weights, without annotation.
 """
 
 import copy
+import warnings
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,19 @@ from torch.nn.utils import parametrize, prune
 
 from twillcore.errors import TwillcoreError
 from twillcore.models.plain import remove_parametrisations
+
+
+def is_foreign(module: nn.Module) -> bool:
+    """Return whether :func:`plain` has anything to do."""
+    if isinstance(module, torch.fx.GraphModule) and any(map(_dequantises, module.graph.nodes)):
+        return True
+    return any(
+        parametrize.is_parametrized(child)
+        or callable(getattr(child, "quant_weight", None))
+        or any(isinstance(h, prune.BasePruningMethod) for h in child._forward_pre_hooks.values())
+        or any(map(_is_quantised, child.parameters(recurse=False)))
+        for child in module.modules()
+    )
 
 
 def plain(module: nn.Module) -> nn.Module:
@@ -30,7 +44,9 @@ def plain(module: nn.Module) -> nn.Module:
         for key, value in vars(child).items():
             if isinstance(value, Tensor) and not value.is_leaf:
                 vars(child)[key] = value.detach()
-    module = copy.deepcopy(module)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch's own, of exported graphs
+        module = copy.deepcopy(module)
     for name, child in list(module.named_modules()):
         _remove_masks(child)
         if parametrize.is_parametrized(child):
@@ -44,6 +60,7 @@ def plain(module: nn.Module) -> nn.Module:
                 parent, _, last = name.rpartition(".")
                 setattr(module.get_submodule(parent), last, replacement)
     if isinstance(module, torch.fx.GraphModule):
+        module = torch.fx.GraphModule(module, module.graph)  # an exported one refuses eval()
         _fold_dequantised(module)
     wrong = [n for n, p in module.named_parameters() if not p.isfinite().all()]
     if wrong:
@@ -57,9 +74,17 @@ def _remove_masks(layer: nn.Module) -> None:
             prune.remove(layer, hook._tensor_name)
 
 
+def _is_quantised(parameter: Tensor) -> bool:
+    return type(parameter.data) is not Tensor and hasattr(parameter, "dequantize")
+
+
+def _dequantises(node: torch.fx.Node) -> bool:
+    return node.op == "call_function" and "dequantize" in str(node.target)
+
+
 def _dequantise_parameters(layer: nn.Module) -> None:
     for name, parameter in list(layer.named_parameters(recurse=False)):
-        if type(parameter.data) is not Tensor and hasattr(parameter, "dequantize"):
+        if _is_quantised(parameter):
             value = parameter.dequantize().detach().clone()
             setattr(layer, name, nn.Parameter(value, requires_grad=False))
 
@@ -93,27 +118,36 @@ def _from_quantised_layer(name: str, layer: nn.Module) -> nn.Module:
 
 @torch.no_grad()
 def _fold_dequantised(graph_module: torch.fx.GraphModule) -> None:
-    """Evaluate ``dequantize`` of constants; drop quantise-dequantise pairs of activations.
+    """Evaluate what depends on no input; drop quantise-dequantise pairs of activations.
 
-    The compiler calibrates activations itself.
+    So weights are what ``dequantize`` makes of them, whatever was computed before. The compiler
+    calibrates activations itself.
     """
     graph = graph_module.graph
+    values: dict[torch.fx.Node, object] = {}
     for node in list(graph.nodes):
-        if node.op != "call_function" or "dequantize" not in str(node.target):
+        sources = node.all_input_nodes
+        if node.op == "get_attr":
+            values[node] = _attribute(graph_module, node.target).clone()
+        elif node.op == "call_function" and all(source in values for source in sources):
+            arguments, options = torch.fx.node.map_arg((node.args, node.kwargs), values.get)
+            values[node] = node.target(*arguments, **options)
+        elif _dequantises(node) and "quantize" in str(getattr(sources[0], "target", "")):
+            node.replace_all_uses_with(sources[0].all_input_nodes[0])
+    for node, value in values.items():
+        users = [user for user in node.users if user not in values]
+        if node.op == "get_attr" or not users or not isinstance(value, Tensor):
             continue
-        inputs = node.all_input_nodes
-        if all(source.op == "get_attr" for source in inputs):
-            values = {source: _attribute(graph_module, source.target) for source in inputs}
-            arguments = torch.fx.node.map_arg(node.args, values.__getitem__)
-            options = torch.fx.node.map_arg(node.kwargs, values.__getitem__)
-            value = node.target(*arguments, **options)
-            name = f"dequantised_{node.name}"
-            graph_module.register_parameter(name, nn.Parameter(value, requires_grad=False))
-            with graph.inserting_before(node):
-                node.replace_all_uses_with(graph.get_attr(name))
-        elif "quantize" in str(getattr(inputs[0], "target", "")):
-            node.replace_all_uses_with(inputs[0].all_input_nodes[0])
+        name = f"folded_{node.name}"
+        graph_module.register_parameter(name, nn.Parameter(value, requires_grad=False))
+        with graph.inserting_before(node):
+            folded = graph.get_attr(name)
+        node.replace_all_uses_with(folded, delete_user_cb=lambda user: user not in values)
+    for node in reversed(values):  # some write to their arguments, which seem to be of use
+        if not node.users:
+            graph.erase_node(node)
     graph.eliminate_dead_code()
+    graph_module.delete_all_unused_submodules()
     graph_module.recompile()
 
 

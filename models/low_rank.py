@@ -3,20 +3,41 @@
 Truncation is of what the layer *computes* on calibration data: the singular value decomposition of
 ``W S`` with ``S S^T = X^T X`` (activation-aware). Training keeps weights near low rank as TRP does
 (Xu et al. 2020, arXiv 2004.14566). Ranks are multiples of the array's width and chosen by cycles,
-which is HALOC's design rule (2023): a rank in between costs as much as the next multiple.
+which is HALOC's design rule (2023): a rank in between costs as much as the next multiple. They are
+chosen by lost energy, or searched as HALOC does, by trained probabilities with cycles in the loss.
 """
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from twillcore.config import Config
 from twillcore.errors import TwillcoreError
-from twillcore.models.allocation import allocate
+from twillcore.models.allocation import allocate, refuse_budget
 from twillcore.models.cost import LayerShape
+from twillcore.models.plain import remove_parametrisations
+from twillcore.models.reconstruct import hessians
 
 DAMPING = 1e-6  # of the mean diagonal of X^T X
+SHARPEST = 0.05  # temperature at the end of a search of ranks, from 1
+OVERDRAFT = 10.0  # loss of expected cycles of twice the budget
+TRP_PERIOD = 5  # steps of the optimiser
+
+
+def _square_root(gram: Tensor) -> Tensor:
+    """Return S, lower triangular, with ``S @ S.T`` the damped ``gram``, in double precision."""
+    gram = gram.double()
+    ridge = DAMPING * gram.diagonal().mean().clamp_min(1e-30)
+    while True:  # the rounding of sums in single precision may outweigh the damping
+        root, failed = torch.linalg.cholesky_ex(gram + ridge * torch.eye(len(gram)))
+        if not failed:
+            return root
+        if not gram.isfinite().all():
+            raise TwillcoreError("calibration gives NaN or infinity")
+        ridge *= 10
 
 
 def truncate(weight: Tensor, rank: int, gram: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -36,9 +57,7 @@ def truncate(weight: Tensor, rank: int, gram: Tensor | None = None) -> tuple[Ten
         raise TwillcoreError(f"rank must be 1..{largest}, not {rank}")
     target, root = weight.double(), None
     if gram is not None:
-        gram = gram.double()
-        ridge = DAMPING * gram.diagonal().mean().clamp_min(1e-30)
-        root = torch.linalg.cholesky(gram + ridge * torch.eye(len(gram), dtype=gram.dtype))
+        root = _square_root(gram)
         target = target @ root
     u, s, vh = torch.linalg.svd(target, full_matrices=False)
     left = u[:, :rank] * s[:rank].sqrt()
@@ -83,7 +102,6 @@ def factorise(
     return module
 
 
-@torch.no_grad()
 def gram_matrices(module: nn.Module, batches: Sequence[tuple[Tensor, ...]]) -> dict[str, Tensor]:
     """Return ``X.T @ X`` of what each linear layer receives; batches without padding.
 
@@ -94,21 +112,8 @@ def gram_matrices(module: nn.Module, batches: Sequence[tuple[Tensor, ...]]) -> d
     """
     if not batches:
         raise TwillcoreError("no calibration data: activation-aware factors need inputs")
-    grams: dict[str, Tensor] = {}
-    names = {m: name for name, m in module.named_modules() if isinstance(m, nn.Linear)}
-
-    def add(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        x = inputs[0].reshape(-1, inputs[0].shape[-1])
-        grams[names[layer]] = grams.get(names[layer], 0) + x.T @ x
-
-    handles = [layer.register_forward_pre_hook(add) for layer in names]
-    try:
-        for batch in batches:
-            module(*batch)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return grams
+    names = [name for name, m in module.named_modules() if isinstance(m, nn.Linear)]
+    return hessians(module, batches, names)
 
 
 def rank_options(shape: LayerShape, config: Config) -> list[int]:
@@ -124,11 +129,24 @@ def rank_options(shape: LayerShape, config: Config) -> list[int]:
 
 def lost_energy(weight: Tensor, ranks: Sequence[int], gram: Tensor) -> dict[int, float]:
     """Return the share of a layer's output energy that each rank loses; 0 loses none."""
-    ridge = DAMPING * gram.diagonal().mean().clamp_min(1e-30)
-    root = torch.linalg.cholesky((gram + ridge * torch.eye(len(gram))).double())
-    energy = torch.linalg.svdvals(weight.detach().double() @ root).square()
+    energy = torch.linalg.svdvals(weight.detach().double() @ _square_root(gram)).square()
     total = float(energy.sum())
     return {rank: float(energy[rank:].sum()) / total if rank else 0.0 for rank in ranks}
+
+
+def rank_costs(
+    shapes: Mapping[str, LayerShape], names: Iterable[str], config: Config
+) -> dict[str, dict[int, int]]:
+    """Return the cycles of every rank that is worth having, by layer; 0 is the whole layer."""
+    return {
+        name: {
+            rank: shapes[name].low_rank_cycles(config, rank)
+            if rank
+            else shapes[name].cycles(config, config.block)
+            for rank in rank_options(shapes[name], config)
+        }
+        for name in names
+    }
 
 
 def choose_ranks(
@@ -139,28 +157,114 @@ def choose_ranks(
     cycles: float,
 ) -> dict[str, int]:
     """Return the rank of each linear layer: least energy lost within a budget of cycles."""
-    loss, cost = {}, {}
-    for name, gram in grams.items():
-        options = rank_options(shapes[name], config)
-        loss[name] = lost_energy(module.get_submodule(name).weight, options, gram)
-        cost[name] = {
-            rank: shapes[name].low_rank_cycles(config, rank)
-            if rank
-            else shapes[name].cycles(config, config.block)
-            for rank in options
-        }
+    cost = rank_costs(shapes, grams, config)
+    loss = {
+        name: lost_energy(module.get_submodule(name).weight, list(cost[name]), gram)
+        for name, gram in grams.items()
+    }
     return allocate(loss, cost, cycles, "cycles")
 
 
-@torch.no_grad()
-def trp_project(module: nn.Module, energy: float = 0.9) -> dict[str, int]:
-    """Replace every linear weight by its truncation that keeps ``energy``; return the ranks.
+class _Gated(nn.Module):
+    """Parametrisation: a weight, or its factors up to a rank, in the shares of probabilities.
 
-    A step of TRP: to be called every few steps of an otherwise ordinary training.
+    The factors of a rank are the first of those of any larger one, so the mixture is one product
+    with a gate per chunk of ranks.
+    """
+
+    def __init__(self, weight: Tensor, options: Sequence[int], gram: Tensor) -> None:
+        super().__init__()
+        self.options = list(options)
+        self.logits = nn.Parameter(torch.zeros(len(self.options)))
+        a, b = truncate(weight, max(max(self.options), 1), gram)
+        self.register_buffer("a", a)
+        self.register_buffer("b", b)
+        reach = torch.arange(a.shape[1])[:, None] < torch.tensor(self.options)
+        self.register_buffer("reach", reach.to(a.dtype))  # (ranks, options)
+        self.temperature = 1.0
+
+    def probabilities(self) -> Tensor:
+        return (self.logits / self.temperature).softmax(0)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        shares = self.probabilities()
+        return shares[self.options.index(0)] * weight + (self.a * (self.reach @ shares)) @ self.b
+
+
+def search_ranks(
+    module: nn.Module,
+    shapes: Mapping[str, LayerShape],
+    grams: Mapping[str, Tensor],
+    config: Config,
+    cycles: float,
+    loss: Callable[[int], Tensor],
+    steps: int = 100,
+    rate: float = 0.1,
+    progress: Callable[[int, int, str], None] = lambda done, total, text: None,
+) -> dict[str, int]:
+    """Return ranks as HALOC finds them: their probabilities are trained, with cycles in the loss.
+
+    Each layer computes the mixture of its options, which sharpens. The ranks of the greatest joint
+    probability within ``cycles`` are taken. ``module`` stays as it is.
+
+    Parameters
+    ----------
+    loss : of an iteration's batch, by its number, with gradients to the weights of ``module``
+
+    Raises
+    ------
+    TwillcoreError
+        If the cycles cannot be met (the best possible is named), or the loss is not finite.
+    """
+    cost = rank_costs(shapes, grams, config)
+    refuse_budget(cost, cycles, "cycles")
+    gates = {}
+    for name, options in cost.items():
+        layer = module.get_submodule(name)
+        gates[name] = _Gated(layer.weight.detach(), list(options), grams[name])
+        parametrize.register_parametrization(layer, "weight", gates[name])
+    optimiser = torch.optim.Adam([gate.logits for gate in gates.values()], lr=rate)
+    try:
+        for step in range(steps):
+            for gate in gates.values():
+                gate.temperature = SHARPEST ** (step / max(steps - 1, 1))
+            expected = sum(
+                gate.probabilities() @ torch.tensor([float(c) for c in cost[name].values()])
+                for name, gate in gates.items()
+            )
+            value = loss(step) + (expected / cycles - 1).relu() * OVERDRAFT
+            if not value.isfinite():
+                raise TwillcoreError(f"search of ranks: the loss is {value.item()} at step {step}")
+            optimiser.zero_grad(set_to_none=True)
+            value.backward()
+            optimiser.step()
+            progress(step + 1, steps, f"loss {value.item():.4f}")
+        surprise = {
+            name: dict(zip(gate.options, (-gate.probabilities().clamp_min(1e-30).log()).tolist(),
+                           strict=True))
+            for name, gate in gates.items()
+        }  # fmt: skip
+    finally:
+        for name in gates:
+            layer = module.get_submodule(name)
+            original = layer.parametrizations["weight"].original
+            remove_parametrisations(layer)
+            layer.weight = original
+    return allocate(surprise, cost, cycles, "cycles")
+
+
+@torch.no_grad()
+def trp_project(
+    module: nn.Module, energy: float = 0.9, layers: Sequence[str] | None = None
+) -> dict[str, int]:
+    """Replace linear weights by their truncations that keep ``energy``; return the ranks.
+
+    A step of TRP: to be called every few steps of an otherwise ordinary training. ``layers`` are
+    names of some; default: all.
     """
     ranks = {}
     for name, layer in module.named_modules():
-        if isinstance(layer, nn.Linear):
+        if isinstance(layer, nn.Linear) and (layers is None or name in layers):
             u, s, vh = torch.linalg.svd(layer.weight, full_matrices=False)
             share = s.square().cumsum(0) / s.square().sum().clamp_min(1e-30)
             rank = min(int((share < energy).sum()) + 1, len(s))
@@ -170,13 +274,43 @@ def trp_project(module: nn.Module, energy: float = 0.9) -> dict[str, int]:
 
 
 @torch.no_grad()
-def trp_nuclear_gradient(module: nn.Module, strength: float = 3e-4) -> None:
-    """Add the sub-gradient of the nuclear norm, ``strength * U V^T``, to every linear's gradient.
+def trp_nuclear_gradient(
+    module: nn.Module, strength: float = 3e-4, layers: Sequence[str] | None = None
+) -> None:
+    """Add the sub-gradient of the nuclear norm, ``strength * U V^T``, to linear layers' gradients.
 
     To be called between backward and the optimiser's step.
     """
-    for layer in module.modules():
-        if isinstance(layer, nn.Linear) and layer.weight.grad is not None:
+    for name, layer in module.named_modules():
+        if not isinstance(layer, nn.Linear) or (layers is not None and name not in layers):
+            continue
+        if layer.weight.grad is not None:
             u, s, vh = torch.linalg.svd(layer.weight, full_matrices=False)
             rank = int((s > s[0] * 1e-6).sum())
             layer.weight.grad.add_(u[:, :rank] @ vh[:rank], alpha=strength)
+
+
+def train_low_rank(
+    optimiser: torch.optim.Optimizer,
+    module: nn.Module,
+    layers: Sequence[str],
+    period: int = TRP_PERIOD,
+    energy: float = 0.9,
+    strength: float = 3e-4,
+) -> None:
+    """Let every ``period``-th step of ``optimiser`` be one of TRP."""
+    steps = itertools.count(1)
+
+    def before(*_: object) -> None:
+        if (number := next(steps)) % period == 0:
+            trp_nuclear_gradient(module, strength * period, layers)
+            pending.append(number)
+
+    def after(*_: object) -> None:
+        if pending:
+            pending.clear()
+            trp_project(module, energy, layers)
+
+    pending: list[int] = []
+    optimiser.register_step_pre_hook(before)
+    optimiser.register_step_post_hook(after)

@@ -11,7 +11,7 @@ and ``bits``, and the LUT core, whose weights are whole and have ``lut_bits``.
 
 import json
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from twillcore.errors import TwillcoreError
 from twillcore.models.layout import as_rows, from_rows, is_depthwise, sparse_layers
 from twillcore.models.nm import project
 from twillcore.models.pattern import Pattern
-from twillcore.models.qat import quantise_rows
+from twillcore.models.qat import on_grid, quantise_rows
 
 BITS = range(2, 9)
 LUT_BITS = range(1, 9)
@@ -81,6 +81,10 @@ class Policy:
 
     model: str
     layers: dict[str, LayerPolicy] = field(default_factory=dict)
+
+    def ranks(self) -> dict[str, int]:
+        """Return the ranks of the layers that are two factors."""
+        return {name: layer.rank for name, layer in self.layers.items() if layer.rank}
 
     def patterns(self) -> dict[str, Pattern]:
         """Return the patterns of the sparse layers."""
@@ -165,11 +169,19 @@ class Policy:
         problems = []
         for name, layer in self.layers.items():
             problems += [f"{name}: {problem}" for problem in layer.problems()]
+            if layer.rank and (layer.pattern is not None or layer.bits < 8 or layer.lut_share):
+                problems.append(
+                    f"{name}: factors of rank {layer.rank} are dense, of 8 bits and on the DSP core"
+                )
+            if _is_factorised(name, layer, layers):
+                continue
             if name not in layers:
                 problems.append(f"{name}: the network has no such layer")
                 continue
             smaller = min(as_rows(layers[name].weight).shape)
-            if layer.rank >= smaller:
+            if layer.rank and not isinstance(layers[name], nn.Linear):
+                problems.append(f"{name}: rank must be 0, not {layer.rank}: no linear layer")
+            elif layer.rank >= smaller:
                 problems.append(f"{name}: rank must be below {smaller}, not {layer.rank}")
             if is_depthwise(layers[name]) and layer.lut_share:
                 problems.append(
@@ -194,19 +206,32 @@ class Policy:
         """Bring the weights of ``module`` in line, in place: pattern by magnitude, then bits.
 
         Weights that have both already do not change. Ranks are for
-        :func:`twillcore.models.low_rank.factorise`.
+        :func:`twillcore.models.low_rank.factorise`; layers that are two factors already stay.
         """
         layers = sparse_layers(module)
         for name, layer in self.layers.items():
-            if layer.pattern is None and layer.bits == 8:
+            if (layer.pattern is None and layer.bits == 8) or _is_factorised(name, layer, layers):
                 continue
             weight = layers[name].weight
             rows = as_rows(weight)
             if (pattern := layer.pattern) is not None:
                 rows = project(rows, pattern)
             if layer.bits < 8:
-                rows = quantise_rows(rows.reshape(len(weight), -1), layer.bits).reshape(rows.shape)
+                outputs = rows.reshape(len(weight), -1)
+                if not on_grid(outputs, layer.bits):
+                    rows = quantise_rows(outputs, layer.bits).reshape(rows.shape)
             weight.copy_(from_rows(rows, weight))
+
+
+def _is_factorised(name: str, layer: LayerPolicy, layers: Mapping[str, nn.Module]) -> bool:
+    """Return whether ``name`` is two layers of the rank that ``layer`` says."""
+    first, second = layers.get(f"{name}.0"), layers.get(f"{name}.1")
+    return (
+        layer.rank > 0
+        and first is not None
+        and second is not None
+        and first.weight.shape[0] == second.weight.shape[1] == layer.rank
+    )
 
 
 def default_policy(

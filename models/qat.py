@@ -51,6 +51,20 @@ def quantise_rows(weight: Tensor, bits: int) -> Tensor:
     return _rounded(weight / scale, bits) * scale
 
 
+def on_grid(weight: Tensor, bits: int) -> bool:
+    """Return whether every row of ``weight`` has only multiples of a step that ``bits`` can count.
+
+    The row's largest magnitude is an integer of the grid: each one possible is tried.
+    """
+    peak = weight.detach().abs().amax(1, keepdim=True).clamp_min(1e-30)
+    pending = torch.ones(len(weight), dtype=torch.bool)
+    for largest in range((1 << (bits - 1)) - 1, 0, -1):
+        multiples = weight.detach()[pending] / peak[pending] * largest
+        fits = (multiples - multiples.round()).abs().amax(1) < 1e-3
+        pending[pending.nonzero()[:, 0][fits]] = False
+    return not pending.any()
+
+
 class FakeQuantised(nn.Module):
     """Parametrisation: a weight on the grid of ``bits``, with gradients straight through.
 

@@ -12,17 +12,19 @@ from torch import Tensor, nn
 
 from twillcore.cache import cached_file, content_key
 from twillcore.errors import TwillcoreError
-from twillcore.models.compress import Target, compress
+from twillcore.models.compress import Attach, compress
 from twillcore.models.digits import load_digits, patches
+from twillcore.models.digits_cnn import digits_accuracy, planes
 from twillcore.models.digits_vit import DigitsViT, accuracy, fit, train_dense
 from twillcore.models.idp import Candidate, chain, inherit
+from twillcore.models.layout import is_depthwise, sparse_layers
 from twillcore.models.minilm import load_minilm
 from twillcore.models.pattern import Pattern
 from twillcore.models.policy import Policy
-from twillcore.models.sr_ste import freeze, sparsify
 from twillcore.models.text import calibration_sentences, evaluation_sentences
 from twillcore.models.tokenizer import tokenize
-from twillcore.models.train_minilm import RECIPE, train_minilm
+from twillcore.models.train_minilm import RECIPE, distil_minilm
+from twillcore.models.vision import load_vision_network
 from twillcore.models.zoo import batches_without_padding
 
 Progress = Callable[[int, int, str], None]
@@ -34,66 +36,79 @@ DIGITS_VERSION = "1"  # of network and training: change it and the dense one is 
 
 
 @dataclass(frozen=True)
+class Training:
+    """How to train a network that has been prepared.
+
+    Attributes
+    ----------
+    steps : of the distillation (MiniLM), or epochs (digits)
+    checkpoint : file to resume from if it is there, and to save to
+    """
+
+    steps: int
+    seed: int = 0
+    checkpoint: Path | None = None
+    progress: Progress = lambda done, total, text: None
+
+
+@dataclass(frozen=True)
 class Subject:
     """A network with its data.
 
     Attributes
     ----------
+    config : that it is compiled for unless said otherwise
     load : return it trained and dense
     data : inputs without padding, to measure on and to calibrate pruning
     samples : inputs of the compiled shape, to calibrate scales
     score_name, score : how good a network is on data that nothing else has seen
     layers : names of the layers to compress; None: all
-    train : (module, patterns, steps, seed, checkpoint, progress) to a trained sparse module
+    train : train a prepared module in place (masks and fake quantisation follow by themselves);
+        the last argument is called with the optimiser. Return the SAD per weight
     """
 
+    config: str
     load: Callable[[Progress], nn.Module]
     data: Callable[[], list[Inputs]]
     samples: Callable[[], list[Inputs]]
     score_name: str
     score: Callable[[nn.Module], float]
     layers: Callable[[nn.Module], Sequence[str] | None]
-    train: Callable[..., nn.Module]
+    train: Callable[[nn.Module, Training, Attach], float]
 
     def compressed(
         self,
         target: str,
         method: str,
-        steps: int,
-        seed: int,
+        training: Training,
         config: str,
         name: str,
-        checkpoint: Path | None = None,
         start: Path | None = None,
-        progress: Progress = lambda done, total, text: None,
-    ) -> tuple[nn.Module, Policy]:
-        """Return the network, compressed to ``target`` and trained for ``steps``.
+    ) -> tuple[nn.Module, Policy, float]:
+        """Return the network, compressed to ``target`` and trained, its policy and the SAD.
 
         ``start`` is a file of weights to take instead of the dense ones.
 
         Raises
         ------
         TwillcoreError
-            If the target is one of bits and there are steps, the weights to start from are of
-            another network, or as :func:`compress` does.
+            If the weights to start from are of another network, or as :func:`compress` does.
         """
-        if steps and Target.parse(target).unit == "bits":
-            raise TwillcoreError(f"target {target}: training is for N:M; leave out the steps")
-        dense = self.load(progress)
+        dense = self.load(training.progress)
         if start is not None:
-            _load_weights(dense, start)
+            load_weights(dense, start)
+        moved = []
         module, policy = compress(
             dense, self.samples()[0], target=target, data=self.data(), config=config,
-            method=method, layers=self.layers(dense), name=name, progress=progress,
+            method=method, layers=self.layers(dense), name=name, progress=training.progress,
+            trainer=(lambda m, attach: moved.append(self.train(m, training, attach)))
+            if training.steps else None,
         )  # fmt: skip
-        patterns = {n: p for n, p in policy.patterns().items() if p.kept < p.group}
-        if steps and patterns:
-            module = self.train(module, patterns, steps, seed, checkpoint, progress)
-            policy.enforce(module)
-        return module, policy
+        return module, policy, sum(moved)
 
 
-def _load_weights(module: nn.Module, path: Path) -> None:
+def load_weights(module: nn.Module, path: Path) -> None:
+    """Read a file of weights; raises :class:`TwillcoreError` if it is of another network."""
     try:
         module.load_state_dict(torch.load(path, weights_only=True))
     except (OSError, RuntimeError, pickle.UnpicklingError) as error:
@@ -101,16 +116,12 @@ def _load_weights(module: nn.Module, path: Path) -> None:
         raise TwillcoreError(f"{path}: no weights of this network: {reason}") from None
 
 
-def _train_minilm(
-    module: nn.Module,
-    patterns: dict[str, Pattern],
-    steps: int,
-    seed: int,
-    checkpoint: Path | None,
-    progress: Progress,
-) -> nn.Module:
-    recipe = dataclasses.replace(RECIPE, steps=steps)
-    return train_minilm(patterns, module, recipe, seed, checkpoint, progress)[0]
+def _train_minilm(module: nn.Module, training: Training, attach: Attach) -> float:
+    recipe = dataclasses.replace(RECIPE, steps=training.steps)
+    history = distil_minilm(
+        module, recipe, training.seed, training.checkpoint, training.progress, attach
+    )
+    return sum(history.sad.values())
 
 
 def _minilm_score(module: nn.Module) -> float:
@@ -133,27 +144,33 @@ def _dense_digits_vit(progress: Progress) -> DigitsViT:
     return module.eval().requires_grad_(False)
 
 
-def _digits_batches(count: int, each: int) -> list[Inputs]:
-    images = patches(load_digits().train[:count])
+def _digits_batches(view: Callable[[Tensor], Tensor], count: int, each: int) -> list[Inputs]:
+    images = view(load_digits().train[:count])
     return [(images[start : start + each],) for start in range(0, count, each)]
 
 
-def _train_digits(
-    module: nn.Module,
-    patterns: dict[str, Pattern],
-    steps: int,
-    seed: int,
-    checkpoint: Path | None,
-    progress: Progress,
-) -> nn.Module:
-    """Train for ``steps`` epochs; too short for a checkpoint."""
-    sparsify(module.requires_grad_(True), patterns, decay=0.0)
-    fit(module, load_digits(), steps, DIGITS_RATE, seed, DIGITS_DECAY, progress)
-    return freeze(module).eval().requires_grad_(False)
+def _train_digits(view: Callable[[Tensor], Tensor]) -> Callable[..., float]:
+    """Return a training for so many epochs; too short for a checkpoint."""
+
+    def train(module: nn.Module, training: Training, attach: Attach) -> float:
+        sad = fit(
+            module.requires_grad_(True), load_digits(), training.steps, DIGITS_RATE, training.seed,
+            DIGITS_DECAY, training.progress, view, attach,
+        )  # fmt: skip
+        return sad.per_weight
+
+    return train
+
+
+def _inner_layers(module: nn.Module) -> list[str]:
+    """Return the layers but the first and the last, and but depthwise ones."""
+    layers = list(sparse_layers(module).items())[1:-1]
+    return [name for name, layer in layers if not is_depthwise(layer)]
 
 
 SUBJECTS = {
     "minilm": Subject(
+        config="u256",
         load=lambda progress: load_minilm(),
         data=lambda: batches_without_padding(calibration_sentences()),
         samples=lambda: [tokenize([text], MINILM_TOKENS) for text in calibration_sentences()],
@@ -163,13 +180,24 @@ SUBJECTS = {
         train=_train_minilm,
     ),
     "digits-vit": Subject(
+        config="u256",
         load=_dense_digits_vit,
-        data=lambda: _digits_batches(448, 64),
-        samples=lambda: _digits_batches(32, 1),
+        data=lambda: _digits_batches(patches, 448, 64),
+        samples=lambda: _digits_batches(patches, 32, 1),
         score_name="accuracy",
         score=lambda module: accuracy(module, load_digits()),
         layers=lambda module: module.sparse(),
-        train=_train_digits,
+        train=_train_digits(patches),
+    ),
+    "digits-cnn": Subject(
+        config="z7020",
+        load=lambda progress: load_vision_network("digits-cnn", progress=progress),
+        data=lambda: _digits_batches(planes, 448, 64),
+        samples=lambda: _digits_batches(planes, 32, 1),
+        score_name="accuracy",
+        score=digits_accuracy,
+        layers=_inner_layers,
+        train=_train_digits(planes),
     ),
 }
 
@@ -182,21 +210,29 @@ def find_subject(name: str) -> Subject:
 
 
 def inherited(
-    subject: Subject,
-    target: Pattern,
-    steps: int,
-    seed: int,
-    progress: Progress = lambda done, total, text: None,
-) -> list[Candidate]:
-    """Return the family of inherited dynamic pruning; each level is trained for ``steps``."""
-    dense = subject.load(progress)
-    names = subject.layers(dense)
-    levels = chain(target.group, target.kept)
+    subject: Subject, target: Pattern, training: Training, halving: bool = False
+) -> tuple[list[Candidate], list[float]]:
+    """Return the family of inherited dynamic pruning, and the SAD of each level's training.
+
+    Every level is trained for the steps. ``halving``: N is halved from level to level, not less by
+    one.
+    """
+    dense = subject.load(training.progress)
+    levels, moved = chain(target.group, target.kept, halving), []
 
     def train(module: nn.Module, pattern: Pattern, turn: int) -> None:
-        if not isinstance(dense, DigitsViT):
-            raise TwillcoreError("inherited pruning is for digits-vit: MiniLM takes too long")
-        fit(module, load_digits(), steps, DIGITS_RATE, seed, DIGITS_DECAY, progress)
+        checkpoint = training.checkpoint
+        if checkpoint is not None:
+            checkpoint = checkpoint.with_name(f"{pattern.kept}of{pattern.group}-{checkpoint.name}")
+        moved.append(
+            subject.train(
+                module.train(), dataclasses.replace(training, checkpoint=checkpoint), lambda _: None
+            )
+        )
+        module.eval()
 
-    start = copy.deepcopy(dense).requires_grad_(True)
-    return inherit(start, levels, train, subject.score, decay=0.0, layers=names)
+    names = subject.layers(dense)
+    family = inherit(copy.deepcopy(dense), levels, train, subject.score, decay=0.0, layers=names)
+    for candidate in family:
+        candidate.module.eval().requires_grad_(False)
+    return family, moved

@@ -203,7 +203,7 @@ def _lut_dict(image: Image, result: Result) -> dict[str, object]:
 def _lut_share(layer: LayerTime, bit_products: int) -> dict[str, object]:
     return {
         "lut_macs": layer.lut_macs,
-        "lut_bits": layer.lut_work // layer.lut_macs if layer.lut_macs else 0,
+        "lut_work": layer.lut_work,
         "lut_utilisation": layer.lut_utilisation(bit_products),
         "lut_busy": layer.lut_busy,
     }

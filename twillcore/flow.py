@@ -193,7 +193,8 @@ def compile(
 
     Parameters
     ----------
-    module : in inference mode, or what ``torch.export`` made of it; static shapes
+    module : in inference mode, or what ``torch.export`` made of it; static shapes; pruned or
+        quantised weights of other libraries are understood (:mod:`twillcore.models.exchange`)
     example_inputs : the tensors it is called with
     config : a preset, a TOML file or a configuration
     calibration : inputs like the example, to find the range of every tensor; without any, the
@@ -217,20 +218,33 @@ def compile(
     from twillcore.compiler.front import run_front
     from twillcore.compiler.pipeline import compile_graph
     from twillcore.compiler.shares import LutShare, Shares
+    from twillcore.models.exchange import is_foreign, plain
+    from twillcore.models.layout import sparse_layers
+    from twillcore.models.low_rank import factorise
     from twillcore.models.policy import Policy
+    from twillcore.models.reconstruct import hessians
 
     start = time.perf_counter()
     chip, named = load_config(config), {}
     if isinstance(example_inputs, torch.Tensor):
         example_inputs = (example_inputs,)
+    if isinstance(module, torch.nn.Module) and is_foreign(module):
+        module = plain(module)
     if policy is not None:
         if isinstance(policy, str | Path):
             policy = Policy.load(Path(policy))
-        named = {n: LutShare(p.lut_bits, p.lut_share) for n, p in policy.layers.items()}
+        named = {
+            name: LutShare(layer.lut_bits, 0.0 if layer.rank else layer.lut_share)
+            for name, layer in policy.layers.items()
+        }
         if isinstance(module, torch.nn.Module):
             policy.check(module, chip)
             module = copy.deepcopy(module)
             policy.enforce(module)
+            whole = {n: r for n, r in policy.ranks().items() if n in sparse_layers(module)}
+            if whole:
+                samples = [s if isinstance(s, Sequence) else (s,) for s in calibration]
+                factorise(module, whole, hessians(module, samples or [example_inputs], whole))
     shares = Shares(named, None if lut_bits is None else LutShare(lut_bits))
     front = run_front(module, example_inputs, chip, calibration, shares)
     middle = time.perf_counter()

@@ -145,19 +145,15 @@ class Layer:
 
     ``macs`` counts multiply-accumulates of the dense equivalent with the real sizes,
     ``useful_macs`` those that the kept weights on the DSP core need (N of N:B of the real sizes),
-    ``lut_macs`` those of the LUT core, whose weights have ``lut_bits`` bits.
+    ``lut_macs`` those of the LUT core, and ``lut_work`` its products of an activation and one bit
+    of a kept weight.
     """
 
     name: str
     macs: int = 0
     useful_macs: int = 0
     lut_macs: int = 0
-    lut_bits: int = 0
-
-    @property
-    def lut_work(self) -> int:
-        """Products of an activation and one bit of a weight, on the LUT core."""
-        return self.lut_macs * self.lut_bits
+    lut_work: int = 0
 
     def ideal_cycles(self, config: Config) -> int:
         """Cycles in which the cores, side by side, could compute it if nothing were lost."""

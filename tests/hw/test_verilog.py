@@ -45,7 +45,9 @@ def test_lint_has_no_warnings(folder):
     assert (done.returncode, done.stderr) == (0, "")
 
 
-@pytest.mark.parametrize("config", [CNN, CNN.replace(wide_depth=0, norm_depth=0, operand_depth=0, lane_depth=0)])
+@pytest.mark.parametrize(
+    "config", [CNN, CNN.replace(wide_depth=0, norm_depth=0, operand_depth=0, lane_depth=0)]
+)
 def test_lint_has_no_warnings_with_more_or_less_in_it(config, tmp_path):
     generate(config, tmp_path)
     done = lint(tmp_path, "lint.vlt", "twillcore.v")

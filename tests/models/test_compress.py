@@ -9,8 +9,10 @@ from twillcore.errors import TwillcoreError
 from twillcore.models.compress import Target, compress, density
 from twillcore.models.cost import layer_shapes
 from twillcore.models.distill import Recipe
+from twillcore.models.layout import as_rows
 from twillcore.models.nm import project, satisfies
 from twillcore.models.pattern import Pattern
+from twillcore.models.qat import on_grid
 
 TINY = PRESETS["tiny"]
 
@@ -112,7 +114,31 @@ def test_training_keeps_the_pattern_and_helps():
             ),
         ),
         ({"data": []}, "no calibration data: give inputs without padding as data"),
-        ({"method": "magic"}, "method must be reconstruction or magnitude, not 'magic'"),
+        (
+            {"method": "magic"},
+            (
+                "method must be one of reconstruction, magnitude, sr-ste, domino, ompq, low-rank,"
+                " haloc, trp, mixmatch, n3h, not 'magic'"
+            ),
+        ),
+        ({"method": "domino"}, "method domino takes a target of density, not N:M"),
+        (
+            {"method": "haloc", "target": "cycles=9"},
+            "the target of 9 cycles cannot be met: the best possible is 152",
+        ),
+        ({"method": "sr-ste"}, "method sr-ste is a training: give it steps"),
+        (
+            {"method": "n3h", "target": "bits=4"},
+            "method n3h needs a LUT core: configuration 'tiny' has none",
+        ),
+        (
+            {"method": "mixmatch", "target": "bits=4.5"},
+            "method mixmatch takes whole bits of 2..8 for the LUT core, not 4.5",
+        ),
+        (
+            {"method": "mixmatch", "target": "bits=4", "recipe": Recipe(steps=2)},
+            "method mixmatch is without training: leave out the steps",
+        ),
         ({"layers": ["9"]}, "no layers 9; there are 0, 2, 3"),
     ],
 )
@@ -124,10 +150,10 @@ def test_bad_input(options, message):
     assert str(caught.value) == message
 
 
-def test_convolutions_need_magnitude():
-    net = nn.Sequential(nn.Conv2d(8, 8, 3), nn.Flatten(2)).requires_grad_(False)
+def test_magnitude_is_for_what_cannot_be_reconstructed():
+    net = nn.Sequential(nn.Conv2d(8, 8, 3, padding="same"), nn.Flatten(2)).requires_grad_(False)
     data = [(torch.randn(1, 8, 4, 4),)]
-    with pytest.raises(TwillcoreError, match="reconstruction is for linear layers, not 0"):
+    with pytest.raises(TwillcoreError, match="0 cannot be reconstructed: its padding must be numb"):
         compress(net, data[0], target="2:4", data=data, config=TINY)
     found, _ = compress(net, data[0], target="2:4", data=data, config=TINY, method="magnitude")
     assert density(found, ["0"]) == 0.5
@@ -136,3 +162,108 @@ def test_convolutions_need_magnitude():
 def test_targets():
     assert Target.parse("2:4") == Target(pattern=Pattern(2, 4))
     assert Target.parse("bytes=4e6") == Target("bytes", 4e6)
+
+
+def cycles_of(shapes, ranks):
+    return sum(
+        shape.low_rank_cycles(TINY, ranks[name]) if ranks.get(name) else shape.cycles(TINY, 8)
+        for name, shape in shapes.items()
+    )
+
+
+@pytest.mark.parametrize("method", ["low-rank", "haloc", "trp"])
+def test_factors_meet_the_cycles(method):
+    net, data = network()
+    shapes = layer_shapes(net, data[0])
+    budget = 0.75 * cycles_of(shapes, {})
+    found, policy = compress(
+        net, data[0], target=f"cycles={budget}", data=data, config=TINY, method=method,
+        recipe=Recipe(steps=30, rate=3e-3, warm_up=5),
+    )  # fmt: skip
+    ranks = policy.ranks()
+    assert ranks
+    assert cycles_of(shapes, ranks) <= budget
+    for name, rank in ranks.items():
+        assert found.get_submodule(f"{name}.0").out_features == rank
+    x = torch.cat([x for (x,) in data])
+    assert (found(x) - net(x)).norm() < 0.7 * net(x).norm()
+    policy.check(found, TINY)
+
+
+def test_sr_ste_starts_from_the_dense_weights():
+    net, data = network()
+    seen = {}
+
+    def train(module, attach):
+        seen["shadow"] = module[0].parametrizations.weight.original.detach().clone()
+
+    found, _ = compress(
+        net, data[0], target="2:4", data=data, config=TINY, method="sr-ste", trainer=train
+    )
+    assert torch.equal(seen["shadow"], net[0].weight)
+    assert torch.equal(found[0].weight, project(net[0].weight, Pattern(2, 4)))
+
+
+def test_bits_are_trained_on_their_grid():
+    net, data = network()
+    x = torch.cat([x for (x,) in data])
+    errors = {}
+    for steps in (0, 80):
+        found, policy = compress(
+            net, data[0], target="bits=3", data=data, config=TINY, method="magnitude",
+            recipe=Recipe(steps=steps, rate=2e-3, warm_up=5), taps=["3"],
+        )  # fmt: skip
+        for name, layer in policy.layers.items():
+            assert on_grid(found.get_submodule(name).weight, layer.bits)
+        errors[steps] = float((found(x) - net(x)).norm())
+    assert errors[80] < errors[0]
+    repaired, _ = compress(net, data[0], target="bits=3", data=data, config=TINY)
+    assert (repaired(x) - net(x)).norm() < errors[0]
+
+
+def test_bits_go_to_the_lut_core_where_there_is_one():
+    net, data = network()
+    _, policy = compress(net, data[0], target="bits=4", data=data, config="z7020")
+    assert all(p.lut_share is None and p.lut_bits == p.bits for p in policy.layers.values())
+
+
+def test_bits_by_ompq_are_within_the_budget():
+    net, data = network()
+    _, policy = compress(net, data[0], target="bits=4", data=data, config=TINY, method="ompq")
+    weights = {"0": 768, "2": 1024, "3": 256}
+    assert sum(policy.layers[n].bits * count for n, count in weights.items()) <= 4 * 2048
+
+
+def test_domino_meets_the_density():
+    net, data = network()
+    found, policy = compress(
+        net, data[0], target="density=0.6", data=data, config=TINY, method="domino",
+        layers=["0", "2"],
+    )  # fmt: skip
+    assert density(found, ["0", "2"]) <= 0.601
+    assert policy.layers.keys() == {"0", "2"}
+    assert torch.equal(found[3].weight, net[3].weight)
+
+
+@pytest.mark.parametrize("method", ["mixmatch", "n3h"])
+def test_channels_for_the_lut_core(method):
+    net, data = network()
+    found, policy = compress(
+        net, data[0], target="bits=3", data=data, config="z7020", method=method
+    )
+    shares = {name: layer.lut_share for name, layer in policy.layers.items()}
+    assert 0 < shares["2"] < 1
+    count = round(shares["2"] * 32)
+    assert on_grid(found[2].weight[-count:], 3)
+    assert not on_grid(found[2].weight[:-count], 3)
+    x = torch.cat([x for (x,) in data])
+    assert (found(x) - net(x)).norm() < 0.3 * net(x).norm()
+
+
+def test_convolutions_are_reconstructed():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(8, 16, 3), nn.ReLU(), nn.Conv2d(16, 8, 1)).requires_grad_(False)
+    data = [(torch.randn(4, 8, 6, 6),)]
+    found, policy = compress(net, data[0], target="density=0.5", data=data, config=TINY)
+    for name, pattern in policy.patterns().items():
+        assert satisfies(as_rows(found.get_submodule(name).weight), pattern)

@@ -7,7 +7,9 @@ import torch
 from typer.testing import CliRunner
 
 from twillcore.cli import app
-from twillcore.models import subjects
+from twillcore.commands.candidate import load_candidate, measured_cycles
+from twillcore.models import subjects, vision
+from twillcore.models.digits_cnn import DigitsCNN
 from twillcore.models.digits_vit import DigitsViT
 from twillcore.models.nm import satisfies
 from twillcore.models.pattern import Pattern
@@ -20,6 +22,7 @@ def untrained(monkeypatch, tmp_path):
     torch.manual_seed(0)
     network = DigitsViT().eval()
     monkeypatch.setattr(subjects, "train_dense", lambda *_, **__: network)
+    monkeypatch.setattr(vision, "train_digits_cnn", lambda **_: DigitsCNN().eval())
     monkeypatch.setenv("TWILLCORE_CACHE", str(tmp_path / "cache"))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -67,9 +70,14 @@ def test_candidates_and_their_picture(tmp_path):
         (("digits-vit", "--target", "5:4"), "N:M sparsity needs 1 <= N <= M, not 5:4"),
         (("digits-vit", "--target", "3:16"), "16 does not divide the block of 8"),
         (
-            ("digits-vit", "--target", "bits=4", "--steps", "2"),
-            "training is for N:M; leave out the steps",
+            ("digits-vit", "--target", "2:4", "--method", "domino"),
+            "method domino takes a target of density, not N:M",
         ),
+        (
+            ("digits-vit", "--target", "bits=4", "--method", "n3h"),
+            "method n3h needs a LUT core: configuration 'u256' has none",
+        ),
+        (("digits-vit", "--target", "2:4", "--halving"), "--halving is for --method idp"),
         (
             ("digits-vit", "--target", "2:4", "--method", "idp"),
             "idp needs a target N:M and --steps",
@@ -80,6 +88,45 @@ def test_bad_input(tmp_path, arguments, message):
     done = invoke("compress", *arguments, "-o", tmp_path / "out")
     assert done.exit_code == 1
     assert message in str(done.exception)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "entry"),
+    [
+        (("--target", "2:4", "--method", "sr-ste", "--steps", 1), 'sparsity = "2:4"'),
+        (("--target", "bits=4", "--method", "ompq"), "bits = 8"),
+        (("--target", "cycles=13000", "--method", "low-rank"), "rank = 8"),
+        (("--target", "cycles=13000", "--method", "trp", "--steps", 1), "rank = 8"),
+    ],
+)
+def test_methods(tmp_path, arguments, entry):
+    folder = tmp_path / "out"
+    options = ("--config", "tiny", "-o", folder, "--json")
+    done = invoke("compress", "digits-vit", *arguments, *options)
+    assert done.exit_code == 0, done.output
+    figures = json.loads(done.stdout)
+    assert figures["method"] == arguments[3]
+    assert ("sad" in figures) == ("--steps" in arguments)
+    assert entry in (folder / "policy.toml").read_text()
+    subject = subjects.find_subject("digits-vit")
+    module, policy = load_candidate(folder, subject)
+    assert subject.score(module) == figures["score"]
+    assert measured_cycles(module, subject.samples(), "tiny", policy) == figures["cycles"]
+
+
+@pytest.mark.parametrize("method", ["reconstruction", "mixmatch"])
+def test_a_convolutional_network(tmp_path, method):
+    target = "2:4" if method == "reconstruction" else "bits=4"
+    folder = tmp_path / "out"
+    done = invoke("compress", "digits-cnn", "--target", target, "--method", method, "-o", folder,
+                  "--json")  # fmt: skip
+    assert done.exit_code == 0, done.output
+    figures = json.loads(done.stdout)
+    assert figures["config"] == "z7020"
+    assert figures["speed_up"] > 1
+    policy = Policy.load(folder / "policy.toml")
+    assert "stem.0" not in policy.layers
+    assert any(layer.lut_share for layer in policy.layers.values()) == (method == "mixmatch")
 
 
 def test_weights_to_start_from(tmp_path):

@@ -8,10 +8,13 @@ import torch
 from torch import nn
 
 from twillcore.errors import TwillcoreError
-from twillcore.models.distill import Recipe, distil, relative_error
+from twillcore.models import train_minilm
+from twillcore.models.distill import History, Recipe, distil, relative_error
+from twillcore.models.minilm import load_minilm
 from twillcore.models.nm import satisfies
 from twillcore.models.pattern import Pattern
 from twillcore.models.sr_ste import freeze, sparsify
+from twillcore.models.subjects import Training, find_subject
 
 MIXTURE = torch.randn(4, 16, generator=torch.Generator().manual_seed(1))  # inputs are correlated
 RECIPE = Recipe(steps=60, rate=3e-3, warm_up=5, decay=1.0)
@@ -69,6 +72,10 @@ def test_a_checkpoint_of_another_training_is_refused(tmp_path):
     distil(student, teacher, batch, dataclasses.replace(RECIPE, steps=2), [], file)
     with pytest.raises(TwillcoreError, match="of another training: steps was 2, is 60"):
         distil(student, teacher, batch, RECIPE, [], file)
+    torch.manual_seed(0)
+    other = sparsify(copy.deepcopy(teacher).requires_grad_(True), Pattern(1, 4), decay=0.0)
+    with pytest.raises(TwillcoreError, match="of another training: 0 was 2:4, is 1:4"):
+        distil(other, teacher, batch, dataclasses.replace(RECIPE, steps=2), [], file)
 
 
 def test_nan_is_reported_with_the_step():
@@ -95,3 +102,21 @@ def test_relative_error_of_the_mean_is_one():
     wanted = torch.randn(4, 5, 6)
     mean = wanted.flatten(0, -2).mean(0).expand_as(wanted)
     assert relative_error(mean, wanted).item() == pytest.approx(1.0)
+
+
+def test_minilm_trains_with_what_the_command_says(monkeypatch, tmp_path):
+    calls = []
+
+    def distilled(student, teacher, batches, recipe, taps, checkpoint, progress, attach):
+        calls.append(
+            (recipe.steps, checkpoint, len(taps), batches(0)[0].shape == batches(0)[1].shape)
+        )
+        assert any(p.requires_grad for p in student.encoder.parameters())
+        return History(sad={0: 0.25, 1: 0.5})
+
+    monkeypatch.setattr(train_minilm, "distil", distilled)
+    monkeypatch.setattr(train_minilm, "training_sentences", lambda progress: ["One two three."])
+    training = Training(7, checkpoint=tmp_path / "checkpoint.pt")
+    sad = find_subject("minilm").train(load_minilm(), training, lambda optimiser: None)
+    assert sad == 0.75
+    assert calls == [(7, tmp_path / "checkpoint.pt", 6, True)]

@@ -2,11 +2,13 @@
 
 import pytest
 import torch
+import torch.ao.quantization.fx._decomposed  # the operators that graphs of pt2e consist of
 from torch import nn
 from torch.nn.utils import parametrize, prune
 
+import twillcore
 from twillcore.errors import TwillcoreError
-from twillcore.models.exchange import plain
+from twillcore.models.exchange import is_foreign, plain
 from twillcore.models.nm import satisfies
 from twillcore.models.pattern import Pattern
 from twillcore.models.sr_ste import sparsify
@@ -115,3 +117,66 @@ def test_nan_is_named():
         net[0].weight[0, 0] = torch.nan
     with pytest.raises(TwillcoreError, match=r"NaN or infinity: 0\.weight"):
         plain(net)
+
+
+class Pt2e(nn.Module):
+    """What ``convert_pt2e`` makes of a linear layer, with PyTorch's own operators."""
+
+    def __init__(self):
+        super().__init__()
+        integers = torch.randint(-7, 8, (16, 16), generator=torch.Generator().manual_seed(0))
+        self.register_buffer("frozen", integers.to(torch.int8))
+        self.register_buffer("scales", torch.linspace(0.1, 0.4, 16))
+        self.register_buffer("zeros", torch.zeros(16, dtype=torch.int64))
+
+    def forward(self, x):
+        ops = torch.ops.quantized_decomposed
+        x = ops.quantize_per_tensor(x, 0.05, 0, -128, 127, torch.int8)
+        x = ops.dequantize_per_tensor(x, 0.05, 0, -128, 127, torch.int8)
+        weight = ops.dequantize_per_channel(
+            self.frozen, self.scales, self.zeros, 0, -127, 127, torch.int8
+        )
+        return nn.functional.linear(x, weight)
+
+
+def pruned():
+    net = nn.Sequential(nn.Linear(16, 16))
+    prune.l1_unstructured(net[0], "weight", 0.5)
+    return net
+
+
+def weight_only():
+    net = nn.Sequential(nn.Linear(16, 16))
+    weight = torch.randint(-7, 8, (16, 16)).float().as_subclass(WeightOnly)
+    net[0].weight = nn.Parameter(weight, requires_grad=False)
+    return net
+
+
+def brevitas():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(16, 4), QuantLinear(4, 3))
+
+
+def pt2e():
+    return torch.export.export(Pt2e(), (torch.ones(4, 16),)).module(check_guards=False)
+
+
+@pytest.mark.parametrize("make", [pruned, weight_only, brevitas, pt2e])
+def test_they_compile_as_they_are(make):
+    torch.manual_seed(0)
+    net = make()
+    assert is_foreign(net)
+    assert not is_foreign(plain(net))
+    x = torch.randn(4, 16)
+    found = twillcore.compile(net, x, "tiny").run(x, engine="functional").outputs[0]
+    wanted = twillcore.compile(plain(net), x, "tiny").run(x, engine="functional").outputs[0]
+    assert torch.equal(found, wanted)
+    expected = plain(net)(x)
+    assert (found - expected).norm() < 0.03 * expected.norm()
+
+
+def test_graphs_of_pt2e_keep_their_weights():
+    net = pt2e()
+    x = torch.randn(4, 16)
+    weight = net.frozen * net.scales[:, None]
+    torch.testing.assert_close(plain(net)(x), x @ weight.T)

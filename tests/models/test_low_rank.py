@@ -13,6 +13,8 @@ from twillcore.models.low_rank import (
     gram_matrices,
     lost_energy,
     rank_options,
+    search_ranks,
+    train_low_rank,
     trp_nuclear_gradient,
     trp_project,
     truncate,
@@ -85,6 +87,15 @@ def test_bad_input():
         factorise(nn.Sequential(nn.Linear(4, 4)), {"7": 1})
     with pytest.raises(TwillcoreError, match="no calibration data"):
         gram_matrices(nn.Sequential(nn.Linear(4, 4)), [])
+    with pytest.raises(TwillcoreError, match="calibration gives NaN or infinity"):
+        truncate(torch.ones(4, 4), 2, torch.full((4, 4), torch.nan))
+
+
+def test_inputs_that_span_little_are_damped():
+    x, weight = data()
+    x = x[:, :1].expand(-1, 24) * torch.rand(24) * 100  # rank 1, but for rounding
+    a, b = truncate(weight, 5, x.T @ x)
+    assert ((a @ b - weight) @ x.T).norm() < 1e-2 * (weight @ x.T).norm()
 
 
 def test_trp_keeps_the_energy_with_the_smallest_rank():
@@ -97,3 +108,41 @@ def test_trp_keeps_the_energy_with_the_smallest_rank():
     trp_nuclear_gradient(net, 0.1)
     expected = torch.diag(torch.tensor([0.1, 0.1, 0.0]))
     assert torch.allclose(net[0].weight.grad, expected, atol=1e-6)
+
+
+def test_searched_ranks_meet_the_cycles_and_spare_what_needs_its_rank():
+    torch.manual_seed(2)
+    net = nn.Sequential(nn.Linear(96, 96), nn.Linear(96, 96)).requires_grad_(False)
+    net[1].weight.copy_(torch.randn(96, 10) @ torch.randn(10, 96) / 10)  # of low rank already
+    before = {name: p.clone() for name, p in net.named_parameters()}
+    x = torch.randn(200, 96)
+    wanted = net(x)
+    shapes, grams = layer_shapes(net, (x[:16],)), gram_matrices(net, [(x,)])
+    budget = 6 * 12 * 8 + (12 + 6 * 2) * 8
+
+    def loss(step):
+        return (net(x) - wanted).square().sum() / wanted.square().sum()
+
+    ranks = search_ranks(net, shapes, grams, U256, budget, loss, steps=40)
+    assert ranks == {"0": 0, "1": 16}
+    assert all(torch.equal(p, before[name]) for name, p in net.named_parameters())
+    with pytest.raises(TwillcoreError, match="the target of 9 cycles cannot be met: the best"):
+        search_ranks(net, shapes, grams, U256, 9, loss)
+    with pytest.raises(TwillcoreError, match="search of ranks: the loss is nan at step 0"):
+        search_ranks(net, shapes, grams, U256, budget, lambda step: loss(step) * torch.nan)
+
+
+def test_training_towards_low_rank_lowers_it():
+    torch.manual_seed(3)
+    teacher = torch.randn(8, 2) @ torch.randn(2, 8)
+    net = nn.Sequential(nn.Linear(8, 8, bias=False), nn.Linear(8, 8))
+    optimiser = torch.optim.SGD(net.parameters(), lr=0.05)
+    train_low_rank(optimiser, net, ["0"], period=2, energy=0.99)
+    for step in range(4):
+        x = torch.randn(32, 8, generator=torch.Generator().manual_seed(step))
+        optimiser.zero_grad()
+        (net[0](x) - x @ teacher.T + 0 * net[1](x)).square().mean().backward()
+        optimiser.step()
+        rank = int(torch.linalg.matrix_rank(net[0].weight.detach(), rtol=1e-4))
+        assert (rank < 8) == (step % 2 == 1)  # every other step projects
+    assert int(torch.linalg.matrix_rank(net[1].weight.detach())) == 8

@@ -1,11 +1,15 @@
 """Policies: through a file and back, every problem in one message, weights brought in line."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 
+import twillcore
 from twillcore.config import PRESETS
 from twillcore.errors import TwillcoreError
+from twillcore.models.low_rank import factorise
 from twillcore.models.nm import satisfies
 from twillcore.models.pattern import Pattern
 from twillcore.models.policy import LayerPolicy, Policy, default_policy
@@ -71,10 +75,11 @@ def test_a_policy_for_another_model_or_chip_is_refused():
     with pytest.raises(TwillcoreError) as caught:
         policy.check(net, U256)
     assert str(caught.value) == (
-        "policy for 'other': l: the network has no such layer; 0: rank must be below 8, not 8;"
+        "policy for 'other': l: the network has no such layer; 0: factors of rank 8 are"
+        " dense, of 8 bits and on the DSP core; 0: rank must be below 8, not 8;"
         " 0: sparsity 3:16: 16 does not divide the block of 8 of configuration 'u256'"
     )
-    Policy("mine", {"0": LayerPolicy("2:8", rank=4)}).check(net, U256)
+    Policy("mine", {"0": LayerPolicy("2:8")}).check(net, U256)
 
 
 BOTH_CORES = U256.replace(name="both", lut_columns=16, lut_weight_depth=1024)
@@ -144,3 +149,46 @@ def test_enforce_brings_weights_in_line_once():
     for row in net[0].weight:
         assert len(row[row != 0].abs().unique()) <= 3  # 1, 2, 3 times the scale
     assert torch.equal(net[1].weight, untouched)
+
+
+def test_ranks_become_two_products_that_compile():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 16)).requires_grad_(False)
+    net[0].weight.copy_(torch.randn(64, 8) @ torch.randn(8, 64))
+    samples = [torch.randn(8, 64) for _ in range(4)]
+    policy = Policy("m", {"0": LayerPolicy(rank=8), "2": LayerPolicy("2:4")})
+    assert policy.ranks() == {"0": 8}
+    dense, compiled = (
+        twillcore.compile(net, samples[0], "u256", samples, policy=given)
+        for given in (None, policy)
+    )
+    found = compiled.run(samples[0], engine="functional").outputs[0]
+    assert (found - net(samples[0])).norm() < 0.6 * net(samples[0]).norm()
+    cycles = [program.run(samples[0], engine="cycle").cycles for program in (dense, compiled)]
+    assert cycles[1] < cycles[0]
+    factors = factorise(copy.deepcopy(net), {"0": 8})
+    policy.check(factors, U256)  # a network of that shape already is fine, too
+    before = factors[0][0].weight.clone()
+    policy.enforce(factors)
+    assert torch.equal(factors[0][0].weight, before)
+
+
+def test_ranks_exclude_what_factors_cannot_have():
+    net = nn.Sequential(nn.Conv2d(8, 8, 3), nn.Linear(16, 16))
+    policy = Policy("m", {"0": LayerPolicy(rank=4), "1": LayerPolicy("2:4", rank=8)})
+    with pytest.raises(TwillcoreError) as caught:
+        policy.check(net, U256)
+    assert str(caught.value) == (
+        "policy for 'm': 0: rank must be 0, not 4: no linear layer;"
+        " 1: factors of rank 8 are dense, of 8 bits and on the DSP core"
+    )
+
+
+def test_weights_on_a_coarse_grid_of_fewer_levels_stay():
+    weight = torch.tensor([[5.0, -3, 0, 1], [0.25, 0.5, 0, -0.75]])
+    net = nn.Sequential(nn.Linear(4, 2)).requires_grad_(False)
+    net[0].weight.copy_(weight)
+    Policy("m", {"0": LayerPolicy(bits=4)}).enforce(net)
+    assert torch.equal(net[0].weight, weight)  # the largest is 5 of 7
+    Policy("m", {"0": LayerPolicy(bits=3)}).enforce(net)
+    assert not torch.equal(net[0].weight, weight)

@@ -5,9 +5,18 @@ import torch
 from torch import nn
 
 from twillcore.errors import TwillcoreError
+from twillcore.models.layout import as_rows, projected
 from twillcore.models.nm import project, satisfies
 from twillcore.models.pattern import Pattern
-from twillcore.models.reconstruct import inverse_factor, prune_by_reconstruction, prune_weight
+from twillcore.models.qat import on_grid, quantise_rows
+from twillcore.models.reconstruct import (
+    as_product,
+    hessians,
+    inverse_factor,
+    prune_by_reconstruction,
+    prune_weight,
+    with_product,
+)
 
 
 def correlated(samples: int, inputs: int) -> torch.Tensor:
@@ -77,3 +86,54 @@ def test_calibration_without_finite_statistics_is_refused():
     net = nn.Sequential(nn.Linear(4, 4))
     with pytest.raises(TwillcoreError, match="0: calibration gives NaN or infinity"):
         prune_by_reconstruction(net, [(torch.full((2, 4), torch.nan),)], Pattern(2, 4))
+
+
+@pytest.mark.parametrize("bits", [3, 4])
+@pytest.mark.parametrize(("pattern", "share"), [("2:4", 0.97), ("1:1", 0.8)])
+def test_rounding_in_the_sweep_is_better_than_rounding_afterwards(bits, pattern, share):
+    pattern = Pattern.parse(pattern)
+    x = correlated(500, 64)
+    weight = torch.randn(24, 64)
+    hessian = x.T @ x
+    joint = prune_weight(weight, hessian, pattern, bits)
+    assert satisfies(joint, pattern)
+    assert on_grid(joint, bits)
+    after = quantise_rows(prune_weight(weight, hessian, pattern), bits)
+    error = (x @ (joint - weight).T).norm()
+    assert error < share * (x @ (after - weight).T).norm()
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"stride": 2, "padding": 1}, {"padding": (2, 1), "dilation": 2}]
+)
+def test_a_convolution_is_the_product_of_its_unfolded_inputs(options):
+    torch.manual_seed(3)
+    mixed = torch.einsum("bchw,dc->bdhw", torch.randn(8, 4, 9, 7), torch.randn(16, 4))
+    x = mixed + 0.3 * torch.randn(8, 16, 9, 7)
+    net = nn.Sequential(nn.Conv2d(16, 12, (3, 2), **options)).requires_grad_(False)
+    wanted = net(x)
+    other = nn.Sequential(nn.Conv2d(16, 12, (3, 2), **options)).requires_grad_(False)
+    other.load_state_dict(net.state_dict())
+    hessian = hessians(net, [(x,)], ["0"])["0"]
+    change = torch.randn(12, hessian.shape[0])
+    product = as_product(net[0])
+    other[0].weight.copy_(with_product(net[0], product + change))
+    energy = torch.einsum("oi,ij,oj->", change, hessian, change)
+    assert float((other(x) - wanted).square().sum()) == pytest.approx(float(energy), rel=1e-3)
+    assert torch.equal(with_product(net[0], product), net[0].weight)
+
+    prune_by_reconstruction(net, [(x,)], {"0": Pattern(1, 4)}, bits={"0": 4})
+    assert satisfies(as_rows(net[0].weight), Pattern(1, 4))
+    assert on_grid(as_product(net[0]), 4)
+    other[0].weight.copy_(projected(with_product(net[0], product), Pattern(1, 4)))
+    assert (net(x) - wanted).norm() < 0.9 * (other(x) - wanted).norm()
+
+
+def test_layers_that_cannot_be_reconstructed_are_named():
+    net = nn.Sequential(nn.Conv2d(6, 6, 3), nn.Conv2d(6, 6, 3, groups=6))
+    for name, reason in (("0", "groups of 4 do not divide 6 input channels"),
+                         ("1", "only linear layers and ungrouped")):  # fmt: skip
+        with pytest.raises(TwillcoreError, match=f"{name} cannot be reconstructed: {reason}"):
+            prune_by_reconstruction(net, [], {name: Pattern(2, 4)})
+    with pytest.raises(TwillcoreError, match="no layers 7"):
+        prune_by_reconstruction(net, [], {"7": Pattern(2, 4)})

@@ -103,8 +103,8 @@ def two_cores():
     program.add(Opcode.LUT_GEMM, **shape, beats=3)  # 6
     spans = [(0, 1), (1, 50), (0, 1), (1, 60), (70, 90), (60, 95)]
     layers = (
-        Layer("a", macs=2000, useful_macs=800, lut_macs=500, lut_bits=4),
-        Layer("b", macs=100, useful_macs=10, lut_macs=90, lut_bits=3),
+        Layer("a", macs=2000, useful_macs=800, lut_macs=500, lut_work=2000),
+        Layer("b", macs=100, useful_macs=10, lut_macs=90, lut_work=270),
     )
     image = dataclasses.replace(
         program.image(), layers=layers, instruction_layers=(0, 0, 0, 0, 1, 1, 1)
@@ -156,7 +156,7 @@ def test_json_has_both_cores(two_cores):
         "busy": 38,
         "stalls": {"blocked": 62, "ending": 0, "empty": 0},
     }
-    assert [layer["lut_bits"] for layer in data["layers"]] == [4, 3]
+    assert [layer["lut_work"] for layer in data["layers"]] == [2000, 270]
     assert "lut" not in run_dict(random_program(1), CycleEngine().run(random_program(1), {}))
 
 

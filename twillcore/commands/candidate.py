@@ -12,16 +12,19 @@ from twillcore.errors import TwillcoreError
 from twillcore.flow import compile
 from twillcore.models.compress import density
 from twillcore.models.cost import layer_shapes
+from twillcore.models.low_rank import factorise
 from twillcore.models.pattern import Pattern
-from twillcore.models.policy import LayerPolicy, Policy
-from twillcore.models.subjects import Inputs, Subject
+from twillcore.models.policy import Policy
+from twillcore.models.subjects import Inputs, Subject, load_weights
 
 FIGURES = "figures.json"
 
 
-def measured_cycles(module: nn.Module, samples: Sequence[Inputs], config: str) -> int:
+def measured_cycles(
+    module: nn.Module, samples: Sequence[Inputs], config: str, policy: Policy | None = None
+) -> int:
     """Return the cycles of one input by the cycle engine, which equals RTL."""
-    program = compile(module, samples[0], config=config, calibration=samples)
+    program = compile(module, samples[0], config=config, calibration=samples, policy=policy)
     return program.run(*samples[0], engine="cycle").cycles
 
 
@@ -37,24 +40,26 @@ def write_candidate(
     chip, samples = load_config(config), subject.samples()
     shapes = layer_shapes(module, samples[0])
     dense = subject.load(lambda done, total, text: None)
-    kept = {name: shapes[name] for name in policy.layers if name in shapes}
+    kept = {
+        name: [shapes[n] for n in (name, f"{name}.0", f"{name}.1") if n in shapes]
+        for name in policy.layers
+    }
 
-    def beats(layer: LayerPolicy) -> int:
-        return (layer.pattern or Pattern(1, 1)).beats(chip)
+    def stored(name: str) -> int:
+        layer = policy.layers[name]
+        beats = (layer.pattern or Pattern(1, 1)).beats(chip)
+        return sum(shape.bytes(chip, beats, layer.bits) for shape in kept[name])
 
-    cycles = measured_cycles(module, samples, config)
+    cycles = measured_cycles(module, samples, config, policy)
     figures = {
         **common,
         "config": chip.name,
         "score_name": subject.score_name,
         "score": subject.score(module),
-        "density": density(module, list(kept)),
+        "density": density(module, [shape.name for shapes in kept.values() for shape in shapes]),
         "cycles": cycles,
         "speed_up": measured_cycles(dense, samples, config) / cycles,
-        "bytes": sum(
-            shape.bytes(chip, beats(policy.layers[name]), policy.layers[name].bits)
-            for name, shape in kept.items()
-        ),
+        "bytes": sum(map(stored, kept)),
     }
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -83,3 +88,17 @@ def read_figures(folders: Sequence[Path]) -> Iterator[tuple[Path, dict]]:
                 yield file.parent, json.loads(file.read_text())
             except (OSError, ValueError) as error:
                 raise TwillcoreError(f"{file}: cannot be read: {error}") from None
+
+
+def load_candidate(folder: Path, subject: Subject) -> tuple[nn.Module, Policy]:
+    """Return the network and the policy that ``twillcore compress`` wrote into ``folder``.
+
+    Raises
+    ------
+    TwillcoreError
+        If they cannot be read, or are of another network.
+    """
+    policy = Policy.load(folder / "policy.toml")
+    module = factorise(subject.load(lambda done, total, text: None), policy.ranks())
+    load_weights(module, folder / "model.pt")
+    return module, policy

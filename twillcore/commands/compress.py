@@ -6,28 +6,52 @@ from typing import Annotated
 
 import typer
 
-from twillcore.commands.options import Configuration, Json
+from twillcore.commands.options import Json
 from twillcore.errors import TwillcoreError
 
 EXAMPLES = (
-    "twillcore compress digits-vit --target 2:4 --steps 20 -o vit-2of4",
+    "twillcore compress digits-vit --target 2:4 --method sr-ste --steps 60 -o vit-2of4",
     "twillcore compress digits-vit --target 1:4 --method idp --steps 7 -o family",
-    "twillcore compress minilm --target cycles=150000 -o mixed",
+    "twillcore compress digits-vit --target density=0.25 --method domino --steps 20 -o domino",
+    "twillcore compress digits-cnn --target bits=4 --method mixmatch -o cores",
+    "twillcore compress minilm --target cycles=660000 --steps 200 -o mixed",
+    "twillcore compress minilm --target bits=4 -o four-bits",
+    "twillcore compress minilm --target cycles=900000 --method low-rank -o factors",
     "twillcore compress minilm --target 2:4 --steps 500 -o minilm-2of4",
     "twillcore compress minilm --target 2:4 --start minilm-2of4/model.pt --steps 500 -o further",
 )
 
 
 class Method(StrEnum):
-    """How weights are pruned."""
+    """How a network gets smaller; what is before ``--steps``, and what chooses."""
 
     reconstruction = "reconstruction"
     magnitude = "magnitude"
+    sr_ste = "sr-ste"
     idp = "idp"
+    domino = "domino"
+    ompq = "ompq"
+    low_rank = "low-rank"
+    haloc = "haloc"
+    trp = "trp"
+    mixmatch = "mixmatch"
+    n3h = "n3h"
+
+
+METHODS_HELP = (
+    "reconstruction: one-shot, what stays repairs what is removed or rounded; magnitude: one-shot,"
+    " without repair; sr-ste: from dense weights; idp: a family of candidates down to the target,"
+    " each trained for --steps; domino: N per layer by DominoSearch (density=); ompq: bits per"
+    " layer by OMPQ (bits=); low-rank, haloc, trp: two factors for a layer (cycles=), ranks by lost"
+    " energy, by trained probabilities, or after training towards low rank; mixmatch, n3h: channels"
+    " of least variance or divergence go to the LUT core at bits=."
+)
 
 
 def command(
-    network: Annotated[str, typer.Argument(metavar="NETWORK", help="minilm or digits-vit.")],
+    network: Annotated[
+        str, typer.Argument(metavar="NETWORK", help="minilm, digits-vit or digits-cnn.")
+    ],
     target: Annotated[
         str,
         typer.Option(
@@ -38,23 +62,29 @@ def command(
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="DIR", help="Folder for the results.")
     ],
-    method: Annotated[
-        Method,
-        typer.Option(
-            help="reconstruction: weights repair what is removed; magnitude; idp: a family of"
-            " candidates down to the target, each trained for --steps."
-        ),
-    ] = Method.reconstruction,
+    method: Annotated[Method, typer.Option(help=METHODS_HELP)] = Method.reconstruction,
     steps: Annotated[
         int,
-        typer.Option(min=0, help="Of training by SR-STE: steps (minilm) or epochs (digits-vit)."),
+        typer.Option(
+            min=0,
+            help="Of training with the masks, bits or factors: steps (minilm) or epochs (digits).",
+        ),
     ] = 0,
     start: Annotated[
         Path | None,
         typer.Option(metavar="FILE.pt", help="Weights to start from instead of the dense ones."),
     ] = None,
+    halving: Annotated[
+        bool, typer.Option("--halving", help="idp: halve N from level to level, not one less.")
+    ] = False,
     seed: Annotated[int, typer.Option(help="Of the training.")] = 0,
-    config: Configuration = "u256",
+    config: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME|FILE",
+            help="Preset, or a TOML file; default: u256, and z7020 for digits-cnn.",
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Compress a network; an interrupted training resumes when the same command is run again.
@@ -66,50 +96,51 @@ def command(
 
     with working("starting PyTorch"):
         from twillcore.commands.candidate import write_candidate
+        from twillcore.models.layout import sparse_layers
         from twillcore.models.pattern import Pattern
         from twillcore.models.policy import LayerPolicy, Policy
-        from twillcore.models.subjects import find_subject, inherited
+        from twillcore.models.subjects import Training, find_subject, inherited
 
     subject = find_subject(network)
+    config = config or subject.config
     common = {"network": network, "method": str(method), "target": target, "steps": steps,
               "seed": seed}  # fmt: skip
     made = []
+    if halving and method != "idp":
+        raise TwillcoreError("--halving is for --method idp")
     if method == "idp":
         pattern = Pattern.parse(target) if "=" not in target else None
         if pattern is None or not steps or start is not None:
             raise TwillcoreError("idp needs a target N:M and --steps per level, and starts dense")
         pattern.beats(_config(config))
-        with counting("inherited pruning") as progress:
-            family = inherited(subject, pattern, steps, seed, progress)
-        for candidate in family:
-            names = subject.layers(candidate.module)
-            choice = LayerPolicy(str(candidate.pattern), lut_share=0.0)
-            policy = Policy(network, dict.fromkeys(names, choice))
-            folder = output / str(candidate.pattern).replace(":", "of")
-            made.append((folder, candidate.module, policy))
-    else:
+    try:
         output.mkdir(parents=True, exist_ok=True)
-        with counting(f"compressing {network}") as progress:
-            module, policy = subject.compressed(
-                target,
-                method,
-                steps,
-                seed,
-                config,
-                network,
-                output / "checkpoint.pt",
-                start,
-                progress,
+    except OSError as error:
+        raise TwillcoreError(f"{output}: cannot be made: {error.strerror}") from None
+    with counting(f"compressing {network}") as progress:
+        training = Training(steps, seed, output / "checkpoint.pt", progress)
+        if method == "idp":
+            family, moved = inherited(subject, pattern, training, halving)
+            for candidate, sad in zip(family, moved, strict=True):
+                choice = LayerPolicy(str(candidate.pattern), lut_share=0.0)
+                names = subject.layers(candidate.module) or sparse_layers(candidate.module)
+                policy = Policy(network, dict.fromkeys(names, choice))
+                folder = output / str(candidate.pattern).replace(":", "of")
+                made.append((folder, candidate.module, policy, sad))
+        else:
+            module, policy, sad = subject.compressed(
+                target, method, training, config, network, start
             )
-        made.append((output, module, policy))
+            made.append((output, module, policy, sad))
     figures = []
-    for folder, module, policy in made:
+    for folder, module, policy, sad in made:
         with working(f"measuring {folder}"):
-            figures.append(write_candidate(folder, module, policy, subject, config, common))
+            more = common | ({"sad": sad} if steps else {})
+            figures.append(write_candidate(folder, module, policy, subject, config, more))
     if as_json:
         print_json(figures if method == "idp" else figures[0])
         return
-    for (folder, _, _), figure in zip(made, figures, strict=True):
+    for (folder, *_), figure in zip(made, figures, strict=True):
         results.print(
             f"{folder}: {subject.score_name} {figure['score']:.4f},"
             f" {figure['cycles']:,} cycles ({figure['speed_up']:.2f} times dense),"
