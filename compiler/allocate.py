@@ -31,11 +31,13 @@ class Placement:
     """The address of every buffer; DRAM in bytes, other spaces in their units.
 
     ``constant_bytes`` is the end of program and constants, ``memory_bytes`` that of all DRAM.
+    ``tight`` are the layers, by number, whose activations had to be packed.
     """
 
     addresses: dict[Buffer, int]
     constant_bytes: int
     memory_bytes: int
+    tight: frozenset[int] = frozenset()
 
     def __str__(self) -> str:
         lines = [
@@ -66,27 +68,37 @@ def allocate(plan: Plan) -> Placement:
             life = lives.setdefault(buffer, _Life(buffer, index, index))
             life.end = index
     addresses: dict[Buffer, int] = {}
+    tight: set[int] = set()
     for space in Space:
         mine = [life for life in lives.values() if life.buffer.space == space]
         if not mine or space == Space.DRAM:
             continue
-        addresses |= _fit_mostly_rotating(mine, depth(space, plan.config))
-    return _place_dram(plan, addresses, lives)
+        found, packed = _fit_mostly_rotating(mine, depth(space, plan.config))
+        addresses |= found
+        if space == Space.ACTIVATION:
+            tight = {plan.steps[life.start].layer for life in mine if life.buffer in packed}
+    return _place_dram(plan, addresses, lives, frozenset(tight))
 
 
-def _fit_mostly_rotating(lives: list[_Life], size: int) -> dict[Buffer, int]:
-    """Place buffers where words were free longest, those that live where that fails lowest."""
+def _fit_mostly_rotating(
+    lives: list[_Life], size: int
+) -> tuple[dict[Buffer, int], Collection[Buffer]]:
+    """Place buffers where words were free longest, and packed those that live where that fails.
+
+    Returns those, too.
+    """
     packed: set[Buffer] = set()
     while True:
         try:
-            return _fit(lives, size, packed)
+            return _fit(lives, size, packed), packed
         except OutOfSpace as problem:
             living = {problem.buffer, *problem.living}
             if living <= packed:
                 start = min(life.start for life in lives if life.buffer in living)
                 living = {life.buffer for life in lives if start <= life.end <= problem.step}
             if living <= packed:
-                return _fit(lives, size, {life.buffer for life in lives})
+                packed = {life.buffer for life in lives}
+                return _fit(lives, size, packed), packed
             packed |= living
 
 
@@ -119,7 +131,9 @@ def _align(address: int) -> int:
     return -(-address // DRAM_ALIGNMENT) * DRAM_ALIGNMENT
 
 
-def _place_dram(plan: Plan, addresses: dict[Buffer, int], lives: dict) -> Placement:
+def _place_dram(
+    plan: Plan, addresses: dict[Buffer, int], lives: dict, tight: frozenset[int]
+) -> Placement:
     """Program, constants, then what the program writes or the host provides."""
     end = _align((len(plan.steps) + 1) * WORD_BYTES)
     buffers = [buffer for buffer in lives if buffer.space == Space.DRAM]
@@ -133,4 +147,4 @@ def _place_dram(plan: Plan, addresses: dict[Buffer, int], lives: dict) -> Placem
     for buffer in others:
         addresses[buffer] = end
         end = _align(end + buffer.size)
-    return Placement(addresses, constant_bytes, _align(end + PREFETCH_BYTES))
+    return Placement(addresses, constant_bytes, _align(end + PREFETCH_BYTES), tight)

@@ -60,6 +60,7 @@ from twillcore.weights import (
 
 MOST_TAPS = (1 << 8) - 1
 MOST_ROW_TILES = (1 << 12) - 1
+FUSED_SHARE = 0.9  #: of the activation memory, for all that two fused layers need
 MOST_HELPED = 0.98  #: of a layer's time, for one core to help the other
 PART_SHARE = 1 / 12  #: of the weight memory, for a part of a column tile that does not fit twice
 
@@ -472,6 +473,16 @@ def window_bands(g: Geometry, lanes: int, limits: _Limits, batch: int, in_rows: 
 # Steps
 
 
+def _in_turns(work: list[Iterator[int]], total: list[int]) -> None:
+    """Run all iterators; the one that has done the smaller share of its ``total`` is next."""
+    queue = [(0.0, number) for number in range(len(work))]
+    while queue:
+        share, number = heapq.heappop(queue)
+        rows = next(work[number], None)
+        if rows is not None:
+            heapq.heappush(queue, (share + rows / total[number], number))
+
+
 class _Chunk:
     """Column tiles whose weights are loaded together, in parts of K if they are too many."""
 
@@ -519,19 +530,14 @@ class _Layer:
 
     def lower(self) -> None:
         """Append all steps."""
-        mine = [
-            [chunk for run in self.runs if run.core == core for chunk in self._cut(run)]
-            for core in cores(self.low.config)
-        ]
-        mine = [chunks for chunks in mine if chunks]
-        fit = all(
-            sum(run.tile_rows * run.tiles for run in self.runs if run.core == core) <= core.depth
-            for core in cores(self.low.config)
-        )
+        mine = self.chunks()
+        fit = all(self.weight_rows(core) <= core.depth for core in cores(self.low.config))
         bands = self._bands(fit)
         passes = sum(map(len, mine))
         by_bands = fit or self._reload_weights(bands) < self._reload_inputs(bands, passes)
         by_bands &= not isinstance(self.op, Concat)  # each part stores its own words
+        if by_bands:
+            self.low.by_bands.add(self.low.number)
         work = [self._work(chunks, bands, by_bands, fit) for chunks in mine]
         total = [0] * len(mine)
         for band in bands:
@@ -541,12 +547,50 @@ class _Layer:
                 if (zone := zones[chunk.run.zone]) is not None:
                     self._left[band.row,] += 1
                     total[number] += zone.rows * chunk.run.tiles * chunk.run.tile_rows
-        queue = [(0.0, number) for number in range(len(work))]
-        while queue:  # the core that has done the smaller share of its work is next
-            share, number = heapq.heappop(queue)
-            rows = next(work[number], None)
-            if rows is not None:
-                heapq.heappush(queue, (share + rows / total[number], number))
+        _in_turns(work, total)
+
+    def lower_band(self, chunks: list[list[_Chunk]], band: Band, x: Held | None, out: Held | None
+                   ) -> None:  # fmt: skip
+        """Append the steps of one band. ``x`` and ``out`` are maps that never go to DRAM."""
+        key = (band.row,)
+        low = self.low
+        self._held[key] = (
+            x or low.read(self.x, band.in_row, band.in_rows),
+            out or low.write(self.out, band.row, band.rows),
+            low.read(self.residual, band.row, band.rows) if self.residual else None,
+        )
+        zones = {zone: self._zone(band, zone) for zone in Zone}
+        some = [[chunk for chunk in part if zones[chunk.run.zone] is not None] for part in chunks]
+        total = [
+            sum(zones[c.run.zone].rows * c.run.tiles * c.run.tile_rows for c in part)
+            for part in some
+        ]
+        self._left[key] = 0 if out else sum(map(len, some))
+        _in_turns([self._work(part, [band], True, True) for part in some], total)
+
+    def chunks(self) -> list[list[_Chunk]]:
+        """Return the column tiles of each core that has some, in pieces."""
+        mine = [
+            [chunk for run in self.runs if run.core == core for chunk in self._cut(run)]
+            for core in cores(self.low.config)
+        ]
+        return [chunks for chunks in mine if chunks]
+
+    def weight_rows(self, core: Core) -> int:
+        """Return the weight rows of all of a core's column tiles."""
+        return sum(run.tile_rows * run.tiles for run in self.runs if run.core == core)
+
+    def cover(self, row: int, rows: int) -> Band:
+        """Return the least band of the only item that computes some row tiles."""
+        if self.g is None:
+            return row_band(_Piece(row, rows))
+        low, lanes = self.low, self.low.config.lanes
+        lines = self.g.unit(lanes)
+        step = lines * self.g.pitch // lanes
+        first = row // step
+        count = min(ceil_div(row + rows, step), ceil_div(self.g.out_height, lines)) - first
+        return window_band(self.g, lanes, low.rows_per_item(low.tensor(self.x)),
+                           low.rows_per_item(low.tensor(self.out)), _Piece(first, count))  # fmt: skip
 
     # How the layer is divided
 
@@ -815,14 +859,6 @@ def _entries(low: Lowering, op: Conv | Linear | Map) -> tuple[NDArray[np.uint64]
     return parameter_entries(*padded), zero
 
 
-def _finish(low: Lowering, op: Conv | Linear | Map, g: Geometry | None, runs: list[Run],
-            tail: Fraction = Fraction(0)) -> None:  # fmt: skip
-    entries, zero = _entries(low, op)
-    _Layer(low, op, g, runs, entries, op.x, op.out, tail).lower()
-    if not zero:
-        clear_padding(low, op)
-
-
 def _without_zeros(
     low: Lowering, op: Conv | Linear, g: Geometry | None
 ) -> tuple[Geometry | None, NDArray[np.int8] | None]:
@@ -932,8 +968,14 @@ def _load_beats(run: Run, config: Config) -> int:
     return rows * weight_row_bytes(config) // config.axi_bytes
 
 
-def lower_conv(low: Lowering, op: Conv | Linear) -> None:
-    """Append the steps of a convolution, or of a linear layer whose outputs are tiled exactly."""
+def _layer(low: Lowering, op: Conv | Linear | MaxPool) -> _Layer:
+    """Begin a layer: convolution, max pooling, or linear with outputs that are tiled exactly."""
+    if isinstance(op, MaxPool):
+        low.layer(op.name)
+        out = low.tensor(op.out)
+        runs = pool_run(out.channels, low.config)
+        entries = _plain_entries(out, low.config)
+        return _Layer(low, op, geometry(low, op), runs, entries, op.x, op.out)
     config, out = low.config, low.tensor(op.out)
     g, weight = _without_zeros(low, op, geometry(low, op) if isinstance(op, Conv) else None)
     division = _divide(low, op, g, weight)
@@ -959,13 +1001,93 @@ def lower_conv(low: Lowering, op: Conv | Linear) -> None:
     low.layer(op.name, macs, useful, lut, lut_work)
     largest = np.abs(op.weight.astype(np.int32)).reshape(len(op.weight), -1).sum(axis=1)
     low.require_accumulator(op.name, int(largest.max(initial=0)) << 7)
-    _finish(low, op, g, division.runs, division.tail)
+    entries, _ = _entries(low, op)
+    return _Layer(low, op, g, division.runs, entries, op.x, op.out, division.tail)
+
+
+def lower_conv(low: Lowering, op: Conv | Linear) -> None:
+    """Append the steps of a convolution, or of a linear layer whose outputs are tiled exactly."""
+    _layer(low, op).lower()
+    if not _entries(low, op)[1]:
+        clear_padding(low, op)
+
+
+def lower_fused(low: Lowering, first: Conv | MaxPool, second: Conv | MaxPool) -> bool:
+    """Append the steps of two layers between which the map stays on chip; False: impossible.
+
+    It is computed band by band, as the second layer needs it: what two bands of that read is
+    computed twice. The first layer is one band ahead.
+    """
+    config = low.config
+    middle = low.tensor(first.out)
+    some = isinstance(first, Conv) and not _entries(low, first)[1]
+    some |= isinstance(second, Conv) and not _entries(low, second)[1]
+    if some or middle.batch > 1 or getattr(first, "residual", None) or low.is_shared(first.out):
+        return False
+    a, layer_a = _layer(low, first), low.number
+    b, layer_b = _layer(low, second), low.number
+    chunks = a.chunks(), b.chunks()
+    if any(a.weight_rows(core) + b.weight_rows(core) > core.depth for core in cores(config)) or any(
+        len(chunk.parts) > 1 for mine in chunks for part in mine for chunk in part
+    ):
+        return False
+    bands = _fused_bands(low, a, b)
+    if len(bands) < 2:
+        return False
+    held: list[Held] = []
+    for number in range(len(bands) + 1):
+        if number < len(bands):
+            low.number = layer_a
+            band = a.cover(bands[number].in_row, bands[number].in_rows)
+            held.append(low.write(first.out, band.row, band.rows))
+            a.lower_band(chunks[0], band, None, held[-1])
+        if number:
+            low.number = layer_b
+            b.lower_band(chunks[1], bands[number - 1], held[number - 1], None)
+    return True
+
+
+def _fused_bands(low: Lowering, a: _Layer, b: _Layer) -> list[Band]:
+    """Return the fewest bands of ``b`` of which two fit on chip, with all that they need."""
+    x, middle, out = (low.tensor(name) for name in (a.x, a.out, b.out))
+    room = low.scratch(Space.ACTIVATION, FUSED_SHARE / 2)
+    if b.g is None:
+        step = 1 if a.g is None else a.g.unit(low.config.lanes) * a.g.pitch // low.config.lanes
+        rows = low.rows(out)
+        units = ceil_div(rows, step)
+    else:
+        units = ceil_div(b.g.out_height, b.g.unit(low.config.lanes))
+
+    def split(count: int) -> list[Band]:
+        if b.g is None:
+            return [row_band(_Piece(first * step, min(n * step, rows - first * step)))
+                    for first, n in pieces(units, count)]  # fmt: skip
+        return [window_band(b.g, low.config.lanes, low.rows_per_item(middle),
+                            low.rows_per_item(out), _Piece(*piece))
+                for piece in pieces(units, count)]  # fmt: skip
+
+    def words(band: Band) -> int:
+        before = a.cover(band.in_row, band.in_rows)
+        total = before.rows * low.words(middle)
+        total += before.in_rows * low.words(x) if low.is_streamed(a.x) else 0
+        total += band.rows * low.words(out) if low.is_streamed(b.out) else 0
+        return total + (band.rows * low.words(out) if low.is_streamed(b.residual) else 0)
+
+    for count in range(2, units + 1):
+        bands = split(count)
+        if max(map(words, bands)) <= room:
+            return bands
+    return []
 
 
 def lower_map(low: Lowering, op: Map) -> None:
     """Append the steps of a Map whose outputs are tiled exactly."""
     low.layer(op.name)
-    _finish(low, op, None, identity_runs(low.tensor(op.out).channels, low.config))
+    entries, zero = _entries(low, op)
+    runs = identity_runs(low.tensor(op.out).channels, low.config)
+    _Layer(low, op, None, runs, entries, op.x, op.out).lower()
+    if not zero:
+        clear_padding(low, op)
 
 
 def _plain_entries(tensor: Tensor, config: Config) -> NDArray[np.uint64]:
@@ -976,10 +1098,7 @@ def _plain_entries(tensor: Tensor, config: Config) -> NDArray[np.uint64]:
 
 def lower_max_pool(low: Lowering, op: MaxPool) -> None:
     """Append the steps of a max pooling."""
-    low.layer(op.name)
-    out = low.tensor(op.out)
-    runs = pool_run(out.channels, low.config)
-    _Layer(low, op, geometry(low, op), runs, _plain_entries(out, low.config), op.x, op.out).lower()
+    _layer(low, op).lower()
 
 
 def lower_concat(low: Lowering, op: Concat) -> None:

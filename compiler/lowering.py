@@ -40,6 +40,9 @@ from twillcore.isa import ISA, PARAMETER, PARAMETER_BYTES, Memory, MoveMode, Opc
 from twillcore.weights import encode_rows, smallest_format
 
 
+PAIRED = 2 / 3  #: of the memory that one layer uses, for each of two interleaved ones
+
+
 @dataclass(frozen=True)
 class Tuning:
     """Heuristics of the schedule; none of them changes a result.
@@ -60,6 +63,12 @@ class Tuning:
     pieces: int = 8
     scratch_share: float = 1 / 8
     input_share: float = 3 / 8
+
+    def paired(self) -> "Tuning":
+        """Return what two layers use that share the memories."""
+        return dataclasses.replace(
+            self, scratch_share=self.scratch_share * PAIRED, input_share=self.input_share * PAIRED
+        )
 
     def smaller(self) -> "Tuning":
         """Return half the sizes, for a network that does not fit."""
@@ -209,6 +218,7 @@ class Lowering:
         self._parts = find_parts(graph)
         self.steps: list[Step] = []
         self.layers: list[Layer] = []
+        self.number = -1  # of the layer to which steps belong
         self._constants = constants
         self._homes: dict[str, Held] = {}
         self._slots: dict[str, tuple[Slot, Buffer]] = {}
@@ -225,6 +235,7 @@ class Lowering:
             self._slots.setdefault(
                 name, (slot, Buffer(name, Space.DRAM, slot.size_bytes(self.config)))
             )
+        self.by_bands: set[int] = set()  # layers whose weights all pass each band
         self._readers = {name: op for op in graph.ops for name in reads(op)}
         self._writers = {name: op for op in graph.ops for name in writes(op)}
 
@@ -312,6 +323,12 @@ class Lowering:
             name, offset = self._parts[name]
             word += offset
         return name, word
+
+    def is_shared(self, name: str) -> bool:
+        """Whether a tensor lies in another one or others in it, or more than one op reads it."""
+        inside = name in self._parts or any(whole == name for whole, _ in self._parts.values())
+        users = sum(name in reads(op) for op in self.graph.ops)
+        return inside or users != 1 or name in self._slots
 
     def is_streamed(self, name: str | None) -> bool:
         """Whether a tensor lives in DRAM."""
@@ -428,7 +445,7 @@ class Lowering:
 
     def constant(self, key: tuple, encode: Callable[[], bytes]) -> Buffer:
         """Return the constant of the current layer with that key; ``encode`` gives its bytes."""
-        full = len(self.layers), *key
+        full = self.number, *key
         if full not in self._constants:
             data = encode()
             name = " ".join(str(part) for part in key)
@@ -526,6 +543,7 @@ class Lowering:
         """Start a layer: following steps belong to it; see :class:`twillcore.image.Layer`."""
         useful = macs if useful_macs is None else useful_macs
         self.layers.append(Layer(name, macs, useful, lut_macs, lut_work))
+        self.number = len(self.layers) - 1
 
     def emit(
         self, opcode: Opcode, reads: Iterable[Region], writes: Iterable[Region],
@@ -535,7 +553,7 @@ class Lowering:
         values = {part.name: operands.pop(part.name, 0) for part in ISA[opcode].operands}
         if operands:
             raise ValueError(f"{opcode.name} has no operands {sorted(operands)}")
-        self.steps.append(Step(opcode, values, tuple(reads), tuple(writes), len(self.layers) - 1))
+        self.steps.append(Step(opcode, values, tuple(reads), tuple(writes), self.number))
 
     def gemm(
         self,
@@ -611,6 +629,11 @@ class Lowering:
             **flags,
         )
 
+    def replace(self, start: int, steps: Iterable[Step]) -> None:
+        """Take ``steps`` for all from ``start`` on."""
+        self.steps[start:] = steps
+        self._windows.clear()
+
     def window(self, opcode: Opcode, tap: Buffer, **operands: int) -> None:
         """Append a WINDOW or LUT_WINDOW, unless that is the window that the core has."""
         values = {**operands, "tap": Place(tap)}
@@ -667,4 +690,5 @@ class Lowering:
             layers=tuple(self.layers),
             inputs=(*(self._slots[name] for name in graph.inputs), *self._masks.values()),
             outputs=tuple(self._slots[name] for name in outputs),
+            by_bands=frozenset(self.by_bands),
         )

@@ -15,7 +15,7 @@ from twillcore.compiler.graph import Graph, reads
 from twillcore.compiler.lowering import Tuning
 from twillcore.compiler.schedule import schedule
 from twillcore.compiler.steps import DEPTH_PARAMETER, Plan, depth
-from twillcore.compiler.tile import tile
+from twillcore.compiler.tile import Pairs, tile
 from twillcore.image import Image
 
 MOST_SHRINKS = 3  #: how often temporary buffers are halved before a network counts as too large
@@ -57,7 +57,8 @@ def _place(graph: Graph, tuning: Tuning) -> tuple[Plan, Placement]:
     while True:
         plan = tile(graph, streamed, constants, tuning)
         try:
-            return plan, allocate(plan)
+            placement = allocate(plan)
+            return _paired(graph, streamed, constants, tuning, plan) or (plan, placement)
         except OutOfSpace as problem:
             victims = [
                 b for b in (*problem.living, problem.buffer) if b.tensor not in (None, *streamed)
@@ -69,6 +70,27 @@ def _place(graph: Graph, tuning: Tuning) -> tuple[Plan, Placement]:
                 tuning = tuning.smaller()
                 continue
             streamed |= {max(victims, key=lambda buffer: buffer.size).tensor}
+
+
+def _paired(
+    graph: Graph, streamed: frozenset[str], constants: dict, tuning: Tuning, plan: Plan
+) -> tuple[Plan, Placement] | None:
+    """Tile with some neighbouring layers together, and allocate; None if none pay and fit."""
+    pairs = Pairs(graph, plan, streamed, constants, tuning)
+    while chosen := pairs.best():
+        plan = tile(graph, streamed, constants, tuning, chosen)
+        try:
+            placement = allocate(plan)
+            tight = placement.tight
+        except OutOfSpace as problem:
+            placement, tight = None, {plan.steps[problem.step].layer}
+        names = [layer.name for layer in plan.layers]
+        refused = {n for layer in tight for n in (layer - 1, layer) if names[n] in chosen}
+        for number in refused:
+            pairs.refuse(number, chosen[names[number]])
+        if not refused:
+            return placement and (plan, placement)
+    return None
 
 
 def _too_large(plan: Plan, problem: OutOfSpace) -> CompileError:

@@ -131,13 +131,17 @@ class Step:
 
 @dataclass(frozen=True)
 class Plan:
-    """Steps in a valid sequential order, and what they share with the host."""
+    """Steps in a valid sequential order, and what they share with the host.
+
+    ``by_bands`` are the layers, by number, whose weights all pass each band of their map.
+    """
 
     config: Config
     steps: tuple[Step, ...]
     layers: tuple[Layer, ...]
     inputs: tuple[tuple[Slot, Buffer], ...]
     outputs: tuple[tuple[Slot, Buffer], ...]
+    by_bands: frozenset[int] = frozenset()
 
     def __str__(self) -> str:
         return "\n".join(f"{self.layers[step.layer].name}: {step}" for step in self.steps)

@@ -5,6 +5,11 @@ used for all rows of the group. The first chunk goes row by row where its input 
 the last one where its readers start row by row, so that neighbouring layers overlap.
 """
 
+import itertools
+from collections.abc import Mapping
+from enum import Enum, auto
+from types import MappingProxyType
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -12,6 +17,7 @@ from twillcore.compiler.attention import lower_attention, lower_matmul
 from twillcore.compiler.convolution import (
     lower_concat,
     lower_conv,
+    lower_fused,
     lower_map,
     lower_max_pool,
 )
@@ -30,6 +36,7 @@ from twillcore.compiler.graph import (
     Op,
     Softmax,
 )
+from twillcore.compiler.interleave import interleave, load_of
 from twillcore.compiler.lowering import (
     Held,
     Lowering,
@@ -39,15 +46,39 @@ from twillcore.compiler.lowering import (
     parameter_entries,
     pieces,
 )
-from twillcore.compiler.steps import Place, Plan, Region, Space
+from twillcore.compiler.steps import Place, Plan, Region, Space, Step
 from twillcore.isa import Function, Opcode
 
 
-def tile(graph: Graph, streamed: frozenset[str], constants: dict, tuning: Tuning) -> Plan:
-    """Return the steps of ``graph`` when the tensors in ``streamed`` live in DRAM."""
+LEAST_GAIN = 0.03  #: of the time of two layers one after the other, for them to go together
+
+
+class Pairing(Enum):
+    """How two layers go together: the map between them goes to DRAM and back, or never does."""
+
+    INTERLEAVED = auto()
+    FUSED = auto()
+
+
+def tile(
+    graph: Graph,
+    streamed: frozenset[str],
+    constants: dict,
+    tuning: Tuning,
+    paired: Mapping[str, Pairing] = MappingProxyType({}),
+) -> Plan:
+    """Return the steps of ``graph`` when the tensors in ``streamed`` live in DRAM.
+
+    Layers named in ``paired`` go together with those that follow them.
+    """
     lowering = Lowering(graph, streamed, constants, tuning)
-    for op in graph.ops:
-        _LOWER[type(op)](lowering, op)
+    ops = list(graph.ops)
+    while ops:
+        op = ops.pop(0)
+        if op.name in paired:
+            _lower_pair(lowering, op, ops.pop(0), paired[op.name])
+        else:
+            _LOWER[type(op)](lowering, op)
     written = {name for op in graph.ops for name in (getattr(op, "out", None),
                getattr(op, "wide_out", None))}  # fmt: skip
     for name in dict.fromkeys(graph.outputs):
@@ -55,6 +86,67 @@ def tile(graph: Graph, streamed: frozenset[str], constants: dict, tuning: Tuning
             lowering.layer(f"copy {name}")
             _copy(lowering, name)
     return lowering.plan()
+
+
+def _lower_pair(low: Lowering, first: Op, second: Op, pairing: Pairing) -> None:
+    """Lower two layers band by band."""
+    if pairing == Pairing.FUSED:
+        lower_fused(low, first, second)
+        return
+    tuning, low.tuning = low.tuning, low.tuning.paired()
+    start = len(low.steps)
+    _LOWER[type(first)](low, first)
+    middle = len(low.steps)
+    _LOWER[type(second)](low, second)
+    low.tuning = tuning
+    low.replace(start, interleave(low.steps[start:middle], low.steps[middle:], low.config))
+
+
+class Pairs:
+    """Which layers of a plan had better go together with the next ones, and how."""
+
+    def __init__(
+        self, graph: Graph, plan: Plan, streamed: frozenset[str], constants: dict, tuning: Tuning
+    ) -> None:
+        self._gains: list[dict[Pairing, float]] = [{}]  # of every layer with the one before it
+        steps: dict[int, list[Step]] = {number: [] for number in range(len(plan.layers))}
+        for step in plan.steps:
+            steps[step.layer].append(step)
+        loads = [load_of(steps[number], graph.config) for number in range(len(graph.ops))]
+        self._names = [op.name for op in graph.ops]
+        for number, (first, second) in enumerate(itertools.pairwise(graph.ops)):
+            self._gains.append({})
+            if not (
+                isinstance(first, Conv | MaxPool)
+                and isinstance(second, Conv | MaxPool)
+                and second.x == first.out
+                and first.out in streamed
+                and plan.by_bands >= {number, number + 1}
+            ):
+                continue
+            apart = (loads[number].bound + loads[number + 1].bound) * (1 - LEAST_GAIN)
+            together = loads[number] + loads[number + 1]
+            self._gains[-1][Pairing.INTERLEAVED] = apart - together.bound
+            trial = Lowering(graph, streamed, constants, tuning)
+            trial.layers = list(plan.layers[:number])
+            if lower_fused(trial, first, second):
+                load = load_of(trial.steps, graph.config)
+                self._gains[-1][Pairing.FUSED] = apart - load.bound
+
+    def refuse(self, number: int, pairing: Pairing) -> None:
+        """Do not propose a pairing of layer ``number`` with the next one any more."""
+        del self._gains[number + 1][pairing]
+
+    def best(self) -> dict[str, Pairing]:
+        """Return the pairs that save most, by the name of the first layer."""
+        best: list[tuple[float, dict[str, Pairing]]] = [(0.0, {})]  # of ever more layers
+        for number, gains in enumerate(self._gains):
+            best.append(best[number])
+            for pairing, gain in gains.items():
+                saved, chosen = best[number - 1]
+                if saved + gain > best[-1][0]:
+                    best[-1] = saved + gain, {**chosen, self._names[number - 1]: pairing}
+        return best[-1][1]
 
 
 def _copy(low: Lowering, name: str) -> None:

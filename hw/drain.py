@@ -9,6 +9,8 @@ from amaranth.utils import ceil_log2
 
 from twillcore.config import FRAME_CYCLES, Config
 from twillcore.hw.clocks import awake_while
+from twillcore.hw.dsp_array import PACKING_FAMILIES
+from twillcore.hw.gated_add import chain_add
 from twillcore.hw.layouts import LANE_SCALE, PARAMETER_LAYOUT, activation_word, wide_word
 from twillcore.hw.lut_array import beat_to_shadow
 from twillcore.hw.multiplier import multiply_wide
@@ -259,7 +261,11 @@ class Drain(wiring.Component):
         column = [self.column[lane] for lane in lanes]
         if self._config.lut_columns:
             column = [Mux(stage[2].lut, self.lut.column[lane], column[lane]) for lane in lanes]
-        total = pipe.registers(2, signed(total_bits), [c + entry.bias for c in column], "biased")
+        total = [
+            chain_add(m, platform, entry.bias, c, total_bits, f"bias_add_{lane}")
+            for lane, c in zip(lanes, column, strict=True)
+        ]
+        total = pipe.registers(2, signed(total_bits), total, "biased")
         multiplier = [
             Signal(signed(18), name=f"multiplier_{lane}", reset_less=True) for lane in lanes
         ]
@@ -290,13 +296,28 @@ class Drain(wiring.Component):
         rounded = [_add_half(p, s) for p, s in zip(product, shift, strict=True)]
         rounded = pipe.registers(6, signed(product_bits + 1), rounded, "rounded")
         shift = pipe.delay(6, 6, shift, 1, "shift")
-        # First by multiples of 8. What then exceeds 24 bits exceeds 16 after a shift by 0..7.
-        coarse = [r >> Cat(Const(0, 3), s[3:]) for r, s in zip(rounded, shift, strict=True)]
-        coarse = pipe.registers(7, signed(product_bits + 1), coarse, "coarse")
+        # First by multiples of 8. What then exceeds 24 bits exceeds 16 after a shift by 0..7: it
+        # does if any bit of those that are left above, taken by eights, is not the sign.
+        coarse = [(r >> Cat(Const(0, 3), s[3:]))[:24] for r, s in zip(rounded, shift, strict=True)]
+        coarse = pipe.registers(7, 24, coarse, "coarse")
+        sign = pipe.registers(7, 1, [r[-1] for r in rounded], "coarse_sign")
+        above = [
+            Cat(
+                (r[low : low + 8] ^ r[-1].replicate(len(r[low : low + 8]))).any()
+                for low in range(24, product_bits, 8)
+            )
+            for r in rounded
+        ]
+        above = pipe.registers(7, len(above[0]), above, "above")
         fine_shift = pipe.delay(7, 3, [s[:3] for s in shift], 2, "fine_shift")
-        coarse = pipe.registers(
-            8, signed(24), [_saturate(c, 24) for c in coarse], "coarse_saturated"
-        )
+        coarse_shift = pipe.delay(7, 3, [s[3:] for s in shift], 1, "coarse_shift")
+        coarse = [
+            Mux(
+                (c[-1] == sign_) & ~(a >> s).any(), c, Cat((~sign_).replicate(23), sign_)
+            ).as_signed()
+            for c, sign_, a, s in zip(coarse, sign, above, coarse_shift, strict=True)
+        ]
+        coarse = pipe.registers(8, signed(24), coarse, "coarse_saturated")
         fine = [_saturate(c >> s, 16) for c, s in zip(coarse, fine_shift, strict=True)]
         return pipe.registers(9, signed(16), fine, "scaled"), entry.narrow_shift
 
@@ -351,6 +372,13 @@ class Drain(wiring.Component):
         value = pipe.registers(7, signed(16), value, "residual")
         # The shift is -8..15: shift left by 8, then right by 0..23. The rounding of the latter
         # cannot be seen when it only takes back zeros.
+        if config.family in PACKING_FAMILIES:  # a multiplier block costs less than a shift there
+            factor = Signal(signed(25), reset_less=True)
+            m.d.sync += factor.eq(Const(1 << 23) >> stage[7].residual_shift)
+            value = pipe.registers(8, signed(41), [v * factor for v in value], "residual_product")
+            value = [v + Mux(v[-1], (1 << 14) - 1, 1 << 14) for v in value]
+            value = pipe.registers(9, signed(41), value, "residual_rounded")
+            return [v[15:39].as_signed() for v in value]
         value = [_add_half(v.shift_left(8), stage[8].residual_shift) for v in value]
         value = pipe.registers(8, signed(25), value, "residual_half_added")
         value = [v >> stage[9].residual_shift for v in value]

@@ -118,27 +118,36 @@ def _from_quantised_layer(name: str, layer: nn.Module) -> nn.Module:
 
 @torch.no_grad()
 def _fold_dequantised(graph_module: torch.fx.GraphModule) -> None:
-    """Evaluate ``dequantize`` of constants; drop quantise-dequantise pairs of activations.
+    """Evaluate what depends on no input; drop quantise-dequantise pairs of activations.
 
-    The compiler calibrates activations itself.
+    So weights are what ``dequantize`` makes of them, whatever was computed before. The compiler
+    calibrates activations itself.
     """
     graph = graph_module.graph
+    values: dict[torch.fx.Node, object] = {}
     for node in list(graph.nodes):
-        if not _dequantises(node):
+        sources = node.all_input_nodes
+        if node.op == "get_attr":
+            values[node] = _attribute(graph_module, node.target).clone()
+        elif node.op == "call_function" and all(source in values for source in sources):
+            arguments, options = torch.fx.node.map_arg((node.args, node.kwargs), values.get)
+            values[node] = node.target(*arguments, **options)
+        elif _dequantises(node) and "quantize" in str(getattr(sources[0], "target", "")):
+            node.replace_all_uses_with(sources[0].all_input_nodes[0])
+    for node, value in values.items():
+        users = [user for user in node.users if user not in values]
+        if node.op == "get_attr" or not users or not isinstance(value, Tensor):
             continue
-        inputs = node.all_input_nodes
-        if all(source.op == "get_attr" for source in inputs):
-            values = {source: _attribute(graph_module, source.target) for source in inputs}
-            arguments = torch.fx.node.map_arg(node.args, values.__getitem__)
-            options = torch.fx.node.map_arg(node.kwargs, values.__getitem__)
-            value = node.target(*arguments, **options)
-            name = f"dequantised_{node.name}"
-            graph_module.register_parameter(name, nn.Parameter(value, requires_grad=False))
-            with graph.inserting_before(node):
-                node.replace_all_uses_with(graph.get_attr(name))
-        elif "quantize" in str(getattr(inputs[0], "target", "")):
-            node.replace_all_uses_with(inputs[0].all_input_nodes[0])
+        name = f"folded_{node.name}"
+        graph_module.register_parameter(name, nn.Parameter(value, requires_grad=False))
+        with graph.inserting_before(node):
+            folded = graph.get_attr(name)
+        node.replace_all_uses_with(folded, delete_user_cb=lambda user: user not in values)
+    for node in reversed(values):  # some write to their arguments, which seem to be of use
+        if not node.users:
+            graph.erase_node(node)
     graph.eliminate_dead_code()
+    graph_module.delete_all_unused_submodules()
     graph_module.recompile()
 
 

@@ -56,8 +56,10 @@ class SrSte(nn.Module):
         self.mask: Tensor | None = None
 
     def forward(self, weight: Tensor) -> Tensor:
-        self.mask = mask_of(weight, self.pattern)
-        return _Masked.apply(weight, self.mask, self.decay)
+        mask = mask_of(weight, self.pattern)
+        if not torch.compiler.is_exporting():  # which only warns of attributes that change
+            self.mask = mask
+        return _Masked.apply(weight, mask, self.decay)
 
 
 def sparsify(
