@@ -65,7 +65,7 @@ def store(name: str, rows: object) -> None:
 
 # The small vision transformer
 
-FURTHER_EPOCHS, LEVEL_EPOCHS, RATE, DECAY = 60, 10, 1e-3, 0.1
+FURTHER_EPOCHS, LEVEL_EPOCHS, RATE, DECAY = 40, 10, 2e-3, 0.1
 UNIFORM = ("2:4", "1:4", "1:8")
 MIXED = "mixed N:8, 25 %"
 

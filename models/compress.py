@@ -67,6 +67,7 @@ METHODS = {
 }
 TRAININGS = ("sr-ste", "trp")  # methods that are nothing without
 OMPQ_BETA = 1.0
+MEASURED_BATCHES = 10  # at most: losses of single layers need few inputs, and there are many
 
 Attach = Callable[[torch.optim.Optimizer], None]
 #: Trains a prepared module in place; the second argument is to be called with the optimiser.
@@ -136,7 +137,8 @@ def compress(
     ----------
     example_inputs : as for ``twillcore.compile``; the rows of the layers' products follow
     target : see :class:`Target`
-    data : inputs without padding, to measure losses on, to calibrate and to train with
+    data : inputs without padding, to calibrate and to train with; single layers' losses are
+        measured on some of them
     method : "reconstruction" or "magnitude": one-shot, layers are chosen by measured loss;
         "sr-ste": trained from dense weights; "domino": N of each layer by DominoSearch; "ompq":
         bits by OMPQ; "low-rank", "haloc", "trp": two factors, with ranks by lost energy, by trained
@@ -247,6 +249,10 @@ class _Job:
             wanted = self.teacher(*batch)
         return relative_error(self.student(*batch), wanted)
 
+    def _some_data(self) -> Batches:
+        """Return some batches, spread over all."""
+        return self.data[:: -(-len(self.data) // MEASURED_BATCHES)]
+
     def _refuse_kinds(self, pattern: Pattern) -> None:
         for name in self.shapes:
             if reason := refusal(self.student.get_submodule(name), pattern):
@@ -280,7 +286,7 @@ class _Job:
             }
             for name in self.shapes
         }
-        loss = measure(self.student, self.data, candidates, progress=self.progress)
+        loss = measure(self.student, self._some_data(), candidates, progress=self.progress)
         return _as_policies(allocate(loss, cost, budget, unit), block)
 
     def _bit_budget(self) -> float:
@@ -319,7 +325,7 @@ class _Job:
             name: {bits: lambda name=name, bits=bits: rounded(name, bits) for bits in BITS}
             for name in self.shapes
         }
-        loss = measure(self.student, self.data, candidates, progress=self.progress)
+        loss = measure(self.student, self._some_data(), candidates, progress=self.progress)
         return self._with_bits(allocate(loss, cost, budget, "bits"))
 
     def _ompq(self) -> dict[str, LayerPolicy]:
