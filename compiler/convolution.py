@@ -820,7 +820,7 @@ class _Layer:
             part = np.pad(part, [(0, 0), (0, gap), (0, 0), (0, 0)])
             return part.reshape(run.tiles * core.columns, -1)
 
-        key = "weights", self.op.name, core.space, run.word, run.tiles, start, blocks
+        key = "weights", self.op.name, core.space, run.word, run.tiles, run.words, start, blocks
         if core.space == Space.LUT_WEIGHT:
             constant = low.constant(
                 key, lambda: encode_planes(columns(), run.beats, config).tobytes()
@@ -836,7 +836,7 @@ class _Layer:
         """Load the parameters of a run's columns into a new buffer."""
         block = self.low.config.block
         entries = self.entries[run.word * block : (run.word + run.tiles * run.words) * block]
-        return self.low.parameters(self.op.name, entries, (run.word, run.tiles))
+        return self.low.parameters(self.op.name, entries, (run.word, run.tiles, run.words))
 
 
 def _entries(low: Lowering, op: Conv | Linear | Map) -> tuple[NDArray[np.uint64], bool]:

@@ -448,3 +448,11 @@ def test_every_way_of_going_together_is_valid(pairing, number):
     assert turns([s.layer for s in steps], [s.engine for s in steps]) > 3
     middle = any(s.layer == number and s.opcode == Opcode.STORE for s in steps)
     assert middle == (pairing == Pairing.INTERLEAVED)
+
+
+@pytest.mark.parametrize("beats", [2, 4, 8])
+@pytest.mark.parametrize("lut", range(8, 64, 8))
+def test_help_with_column_tiles_of_other_widths(beats, lut):
+    config = LANES_14.replace(weight_depth=2048, lut_weight_depth=2048, activation_depth=1024)
+    net = Net(config, (14, 14), 40)
+    check(net.graph(net.conv("x", 64, 1, beats=beats, lut=lut)))
