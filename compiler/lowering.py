@@ -499,6 +499,7 @@ class Lowering:
         constant = self.constant(
             ("parameters", name, *part), lambda: entries.astype("<u8").tobytes()
         )
+        assert len(constant.data) == entries.nbytes, f"{constant.name}: {part} is ambiguous"
         buffer = Buffer(constant.name, space, len(entries))
         self.load_constant(Place(buffer), len(entries), constant)
         return buffer
