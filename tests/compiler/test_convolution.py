@@ -453,8 +453,9 @@ def test_every_way_of_going_together_is_valid(pairing, number):
 @pytest.mark.parametrize("beats", [2, 4, 8])
 @pytest.mark.parametrize("lut", range(8, 64, 8))
 def test_help_with_column_tiles_of_other_widths(beats, lut):
-    config = LANES_14.replace(weight_depth=2048, lut_weight_depth=2048, activation_depth=1024)
-    net = Net(config, (14, 14), 192)
+    config = LANES_14.replace(weight_depth=2048, lut_weight_depth=2048, activation_depth=1536,
+                              axi_data_bits=128)  # fmt: skip
+    net = Net(config, (28, 14), 192)
     y = net.conv("x", 64, 1, beats=beats, lut=lut)
     bias = net.rng.integers(-40000, 40000, 64)  # no two tiles have the same parameters
     net.ops[0] = dataclasses.replace(net.ops[0], bias=bias)
