@@ -1001,7 +1001,8 @@ def _layer(low: Lowering, op: Conv | Linear | MaxPool) -> _Layer:
         lut += round((macs - lut) * tail)
         useful -= round(useful * tail)
     elif division.helper == Opcode.GEMM:
-        useful += round(lut * tail)
+        beats = next(run.beats for run in division.runs if run.zone == Zone.TAIL)
+        useful += round(lut * tail * min(beats * ceil_div(each, config.block), each) / each)
         lut_work -= round(lut_work * tail)
         lut -= round(lut * tail)
     low.layer(op.name, macs, useful, lut, lut_work)
