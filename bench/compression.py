@@ -256,8 +256,8 @@ def describe(folder: str) -> tuple[str, str]:
         return f"{what}, `{figures['config']}`", steps
     if len(patterns) == 1:
         return patterns.pop(), steps
-    kept = [p.kept for p in policy.patterns().values()]
-    return f"{min(kept)}..8 of 8, `--target {figures['target']}`", steps
+    kept = [(layer.pattern or Pattern(8, 8)).kept for layer in policy.layers.values()]
+    return f"{min(kept)}:8 to {max(kept)}:8, `--target {figures['target']}`", steps
 
 
 def minilm(*folders: str) -> None:
