@@ -127,7 +127,7 @@ def modules(report: Report) -> list[str]:
     lines = [
         f"## Modules of `{report.config.name}`",
         "",
-        "LUT cells by the name of their output, before two share a site.",
+        "By the names of cells, after optimisation across modules.",
         "",
         f"| module | LUT | FF | {multiplier} | {memory} |",
         "|---|---|---|---|---|",

@@ -40,8 +40,8 @@ MEMORY_CELLS = {
 }  # fmt: skip
 MULTIPLIER_CELLS = ("DSP48E1", "DSP48E2", "MULT18X18D", "SB_MAC16")
 FLIP_FLOP_CELLS = re.compile(r"FD[RSCP]E(_1)?|TRELLIS_FF|SB_DFF\w*")
-#: LUT sites of a cell that is logic: a CCU2C is two LUT4 and their carry.
-LUT_CELLS = {f"LUT{n}": 1 for n in range(1, 7)} | {"SB_LUT4": 1, "CCU2C": 2}
+#: LUT sites of a cell that is logic and shares none: a CCU2C is two LUT4 and their carry.
+LUT_CELLS = {"SB_LUT4": 1, "CCU2C": 2}
 #: LUT sites of a cell that is distributed memory.
 MEMORY_LUT_CELLS = {
     "RAM32M": 4, "RAM64M": 4, "RAM32M16": 8, "RAM64M8": 8, "RAM128X1D": 4, "RAM64X1D": 2,
@@ -58,6 +58,8 @@ MEMORY_PARAMETERS = {
     "parameter_memory": "parameter_depth",
     "norm_memory": "norm_depth",
 }
+#: Which parameter sets the size of which array.
+ARRAY_PARAMETERS = {"gemm.dsp.array": "dsp_columns", "gemm.lut.array": "lut_columns"}
 #: Families of which every multiplier block is two int8 multipliers of the array.
 TWO_PER_BLOCK = ("xc7", "xcup")
 
@@ -66,8 +68,9 @@ TWO_PER_BLOCK = ("xc7", "xcup")
 class Usage:
     """Cells of a design or module, its submodules included.
 
-    ``luts`` are LUT sites: on Xilinx families the total is Yosys' estimate of logic cells, in which
-    two small LUTs share a site. Distributed memory counts in ``luts`` and ``memory_luts``.
+    ``luts`` are LUT sites: on Xilinx families two small LUTs share one (:func:`logic_cells`), so
+    modules can have some more than the whole. Distributed memory counts in ``luts`` and
+    ``memory_luts``.
     """
 
     luts: int
@@ -78,12 +81,28 @@ class Usage:
     cells: Mapping[str, int] = field(default_factory=dict, repr=False)
 
 
+def logic_cells(cells: Mapping[str, int]) -> int:
+    """Return Yosys' estimate of the LUT sites that logic takes.
+
+    A LUT5 or LUT4 shares its site with a LUT1, a LUT4 or LUT3 with a LUT2, and two of the smallest
+    share one. Only Xilinx families have LUTs of different sizes.
+    """
+    luts = {n: cells.get(f"LUT{n}", 0) for n in range(1, 7)}
+    total = luts[6] + luts[5] + luts[4] + luts[3]
+    for large, small in ((5, 1), (4, 1), (4, 2), (3, 1), (3, 2)):
+        shared = min(luts[large], luts[small])
+        luts[large] -= shared
+        luts[small] -= shared
+    total += (luts[2] + luts[1] + 1) // 2
+    return total + sum(LUT_CELLS.get(cell, 0) * n for cell, n in cells.items())
+
+
 def count(cells: Mapping[str, int], estimated_luts: int | None = None) -> Usage:
     """Return the usage of counted cells; ``estimated_luts`` replaces the count of logic LUTs."""
     memory_luts = sum(MEMORY_LUT_CELLS.get(cell, 0) * n for cell, n in cells.items())
-    luts = sum(LUT_CELLS.get(cell, 0) * n for cell, n in cells.items())
+    luts = logic_cells(cells) if estimated_luts is None else estimated_luts
     return Usage(
-        luts=(luts if estimated_luts is None else estimated_luts) + memory_luts,
+        luts=luts + memory_luts,
         flip_flops=sum(n for cell, n in cells.items() if FLIP_FLOP_CELLS.fullmatch(cell)),
         multipliers=sum(cells.get(cell, 0) for cell in MULTIPLIER_CELLS),
         memory_blocks=sum(MEMORY_CELLS.get(cell, 0) * n for cell, n in cells.items()),
@@ -135,6 +154,17 @@ class Report:
                     f"lower {MEMORY_PARAMETERS[largest]}"
                     f" (the {largest.replace('_', ' ')} has {users[largest]:,g} of them)"
                 )
+        arrays = {
+            name: getattr(self.modules[name], resource)
+            for name in ARRAY_PARAMETERS
+            if name in self.modules
+        }
+        if arrays and max(arrays.values()):
+            largest = max(arrays, key=arrays.get)
+            return (
+                f"lower {ARRAY_PARAMETERS[largest]} or lanes"
+                f" ({largest} has {arrays[largest]:,} of them)"
+            )
         parameters = "lanes or dsp_columns"
         if resource in ("luts", "flip_flops"):
             parameters = "lanes, dsp_columns or accumulator_bits"

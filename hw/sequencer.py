@@ -145,7 +145,7 @@ class Sequencer(wiring.Component):
 
         offered = data.View(layout, self.instruction.payload.word)
         accept = Signal()  # a GEMM
-        stopped = Signal()  # after an error, until reset
+        stopped, was_stopped = Signal(), Signal()  # after an error, until reset
         late_if_strided = Const(self._refusable)
         active = Signal()
         now = Signal(layout)  # the instruction in execution
@@ -185,7 +185,14 @@ class Sequencer(wiring.Component):
         blocks_left = Signal(12)
         inner_left = Signal(12)
         outer_left = Signal(12)
-        last_step, last_block, last_tap, last_inner = (Signal() for _ in range(4))
+        # Registers, since much hangs on them: whether each of these is at its end, and whether it
+        # has but one round.
+        last_step, last_block, last_tap, last_inner, last_outer = (
+            Signal(name=f"last_{name}") for name in ("step", "block", "tap", "inner", "outer")
+        )
+        one_step, one_block, one_tap, one_inner = (
+            Signal(name=f"one_{name}") for name in ("step", "block", "tap", "inner")
+        )
         block_end, tap_end, tile_end, end = (Signal() for _ in range(4))
         reading = Signal()
         has_beat = Signal()
@@ -193,14 +200,10 @@ class Sequencer(wiring.Component):
         first_beat = Signal()  # of the block
         first_tile_beat = Signal()
         m.d.comb += [
-            last_step.eq(position == last_position),
-            last_block.eq(blocks_left == 0),
-            last_tap.eq(taps_left == 0),
-            last_inner.eq(inner_left == 0),
             block_end.eq(last_step),
             tap_end.eq(block_end & last_block),
             tile_end.eq(tap_end & last_tap),
-            end.eq(tile_end & last_inner & (outer_left == 0)),
+            end.eq(tile_end & last_inner & last_outer),
             reading.eq((position == 0) | (strided & (position == 1))),
             first_beat.eq(position == late),
             has_beat.eq((~late | (position != 0)) & (~pools | last_tap)),
@@ -237,17 +240,29 @@ class Sequencer(wiring.Component):
         inner_tiles, _ = inner_outer(now.row_tiles, now.column_tiles, now.columns_inner)
         later_taps = Mux(now.windowed, more_taps, 0)
         with m.If(step):
-            m.d.sync += position.eq(position + 1)
+            m.d.sync += [position.eq(position + 1), last_step.eq(position + 1 == last_position)]
             with m.If(has_beat):
                 m.d.sync += first_tile_beat.eq(tile_end)
             with m.If(block_end):
-                m.d.sync += [position.eq(0), blocks_left.eq(blocks_left - 1)]
+                m.d.sync += [
+                    position.eq(0), last_step.eq(one_step),
+                    blocks_left.eq(blocks_left - 1), last_block.eq(blocks_left == 1),
+                ]  # fmt: skip
             with m.If(tap_end):
-                m.d.sync += [blocks_left.eq(now.blocks - 1), taps_left.eq(taps_left - 1)]
+                m.d.sync += [
+                    blocks_left.eq(now.blocks - 1), last_block.eq(one_block),
+                    taps_left.eq(taps_left - 1), last_tap.eq(taps_left == 1),
+                ]  # fmt: skip
             with m.If(tile_end):
-                m.d.sync += [taps_left.eq(later_taps), inner_left.eq(inner_left - 1)]
+                m.d.sync += [
+                    taps_left.eq(later_taps), last_tap.eq(one_tap),
+                    inner_left.eq(inner_left - 1), last_inner.eq(inner_left == 1),
+                ]  # fmt: skip
                 with m.If(last_inner):
-                    m.d.sync += [inner_left.eq(inner_tiles - 1), outer_left.eq(outer_left - 1)]
+                    m.d.sync += [
+                        inner_left.eq(inner_tiles - 1), last_inner.eq(one_inner),
+                        outer_left.eq(outer_left - 1), last_outer.eq(outer_left == 1),
+                    ]  # fmt: skip
             with m.If(end):
                 m.d.sync += active.eq(0)
         offered_inner, offered_outer = inner_outer(
@@ -267,6 +282,17 @@ class Sequencer(wiring.Component):
                 blocks_left.eq(offered.blocks - 1),
                 inner_left.eq(offered_inner - 1),
                 outer_left.eq(offered_outer - 1),
+                last_outer.eq(offered_outer == 1),
+                *(
+                    flag.eq(one)
+                    for flags, one in (
+                        ((last_step, one_step), ~offered_late & (offered.beats == 1)),
+                        ((last_block, one_block), offered.blocks == 1),
+                        ((last_tap, one_tap), ~offered.windowed | (more_taps == 0)),
+                        ((last_inner, one_inner), offered_inner == 1),
+                    )
+                    for flag in flags
+                ),
             ]
 
         def pointer(start, row_step, column_step, name, bits=16):
@@ -477,24 +503,26 @@ class Sequencer(wiring.Component):
             tile.last.eq(end),
         ]
 
-        m.d.sync += self.error.valid.eq(0)
-        with m.If(fault):  # of an older instruction than the one that may be accepted now
-            m.d.sync += [
-                stopped.eq(1),
-                self.error.valid.eq(1),
-                self.error.cause.eq(Cause.ADDRESS_OUT_OF_RANGE),
-                self.error.index.eq(index),
-            ]
-        with m.Elif(
-            (accept & _illegal(offered, config, self._engine, known, more_taps))
-            | (define & _illegal_window(offered_window, config))
-        ):
-            m.d.sync += [
-                stopped.eq(1),
-                self.error.valid.eq(1),
-                self.error.cause.eq(Cause.ILLEGAL_INSTRUCTION),
-                self.error.index.eq(self.instruction.payload.index),
-            ]
+        # A fault is of an older instruction than the one that may be accepted in its cycle. What
+        # kind of error it is, is found out from registers: a fault comes late in its cycle.
+        faulty, illegal = Signal(), Signal()
+        fault_index, accepted_index = Signal(INDEX_BITS), Signal(INDEX_BITS)
+        m.d.comb += [
+            stopped.eq(was_stopped | faulty | illegal),
+            self.error.valid.eq(~was_stopped & (faulty | illegal)),
+            self.error.cause.eq(Mux(faulty, Cause.ADDRESS_OUT_OF_RANGE, Cause.ILLEGAL_INSTRUCTION)),
+            self.error.index.eq(Mux(faulty, fault_index, accepted_index)),
+        ]
+        m.d.sync += [
+            was_stopped.eq(stopped),
+            faulty.eq(fault),
+            illegal.eq(
+                (accept & _illegal(offered, config, self._engine, known, more_taps))
+                | (define & _illegal_window(offered_window, config))
+            ),
+            fault_index.eq(index),
+            accepted_index.eq(self.instruction.payload.index),
+        ]
         return m
 
 

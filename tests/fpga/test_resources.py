@@ -63,6 +63,32 @@ def test_too_large_says_by_how_much_and_what_to_lower():
     )
 
 
+def test_the_larger_array_is_what_to_lower():
+    modules = {
+        "gemm": count({"LUT6": 50_000, "DSP48E1": 250}),
+        "gemm.dsp.array": count({"LUT6": 20_000, "DSP48E1": 230}),
+        "gemm.lut.array": count({"LUT6": 30_000}),
+    }
+    cells = {"LUT6": 60_000, "DSP48E1": 250}
+    luts, multipliers = report(modules, cells, TINY, "xc7", "xc7z020").over()
+    assert luts == (
+        "60,000 luts of 53,200 on xc7z020: 6,800 too many;"
+        " lower lut_columns or lanes (gemm.lut.array has 30,000 of them)"
+    )
+    assert multipliers == (
+        "250 multipliers of 220 on xc7z020: 30 too many;"
+        " lower dsp_columns or lanes (gemm.dsp.array has 230 of them)"
+    )
+
+
+def test_small_luts_share_a_site():
+    """As Yosys estimates it: LUT5 with LUT1, LUT4 and LUT3 with LUT2, LUT2 with each other."""
+    assert count({"LUT6": 5, "LUT5": 4, "LUT4": 3, "LUT3": 2, "LUT2": 9, "LUT1": 4}).luts == 16
+    # z7020 as synthesised by Yosys 0.70, and its estimated_num_lc
+    cells = {"LUT6": 24_104, "LUT5": 10_499, "LUT4": 3_681, "LUT3": 5_281, "LUT2": 6_573}
+    assert count(cells).luts == 43_565
+
+
 def test_what_fits_says_nothing():
     fits = report({}, {"LUT4": 24_288})
     assert fits.over() == []
