@@ -65,7 +65,7 @@ def store(name: str, rows: object) -> None:
 
 # The small vision transformer
 
-FURTHER_EPOCHS, LEVEL_EPOCHS, RATE, DECAY = 60, 10, 1e-3, 0.1
+FURTHER_EPOCHS, LEVEL_EPOCHS, RATE, DECAY = 40, 10, 2e-3, 0.1
 UNIFORM = ("2:4", "1:4", "1:8")
 MIXED = "mixed N:8, 25 %"
 
@@ -250,14 +250,16 @@ def describe(folder: str) -> tuple[str, str]:
     figures, policy = figures_of(folder), Policy.load(Path(folder) / "policy.toml")
     patterns = set(map(str, policy.patterns().values()))
     steps = f"SR-STE, {figures['steps']} steps" if figures["steps"] else figures["method"]
-    if figures["target"].startswith("bits="):
-        bits = [layer.bits for layer in policy.layers.values()]
-        what = f"{min(bits)}..{max(bits)} bits, {figures['target'][5:]} on average"
+    bits = {name: layer.bits for name, layer in policy.layers.items()}
+    if min(bits.values()) < 8:
+        sizes = {n: load_minilm().get_submodule(n).weight.numel() for n in bits}
+        mean = sum(bits[n] * size for n, size in sizes.items()) / sum(sizes.values())
+        what = f"{min(bits.values())} to {max(bits.values())} bits, {mean:.2f} on average"
         return f"{what}, `{figures['config']}`", steps
     if len(patterns) == 1:
         return patterns.pop(), steps
-    kept = [p.kept for p in policy.patterns().values()]
-    return f"{min(kept)}..8 of 8, `--target {figures['target']}`", steps
+    kept = [(layer.pattern or Pattern(8, 8)).kept for layer in policy.layers.values()]
+    return f"{min(kept)}:8 to {max(kept)}:8, {figures['target']}", steps
 
 
 def minilm(*folders: str) -> None:

@@ -1,18 +1,20 @@
 """Addresses from lifetimes: where every buffer of a plan lies.
 
-A buffer lives from the first step that touches it to the last. It goes where the words have been
-free longest, so that a LOAD can run far ahead of its user and drains need not wait for readers.
-Buffers that live where a space is tight are packed by first fit instead.
+A buffer lives from the first step that touches it to the last; one of a map that comes band by band
+had better live a band longer. It goes where the words have been free longest, so that a LOAD can
+run far ahead of its user and drains need not wait for readers. Buffers that live where a space is
+tight are packed by first fit instead.
 """
 
-from collections.abc import Collection, Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import IntEnum
 
 import numpy as np
 
 from twillcore.compiler.steps import Buffer, Plan, Space, depth
 from twillcore.errors import TwillcoreError
-from twillcore.isa import WORD_BYTES
+from twillcore.isa import WORD_BYTES, Opcode
 
 DRAM_ALIGNMENT = 128  # bytes: FETCH reads bursts of it, and it is a multiple of any AXI width
 PREFETCH_BYTES = 1024  # that FETCH may read behind the program
@@ -31,7 +33,7 @@ class Placement:
     """The address of every buffer; DRAM in bytes, other spaces in their units.
 
     ``constant_bytes`` is the end of program and constants, ``memory_bytes`` that of all DRAM.
-    ``tight`` are the layers, by number, whose activations had to be packed.
+    ``tight`` are the layers, by number, whose maps come and go with little room.
     """
 
     addresses: dict[Buffer, int]
@@ -49,9 +51,17 @@ class Placement:
 
 @dataclass
 class _Life:
+    """When a buffer is in use, from step to step, and when it had better be.
+
+    ``early`` is before ``start`` if it is loaded while its predecessor of the same tensor is used,
+    ``late`` behind ``end`` if it is stored while its successor is written.
+    """
+
     buffer: Buffer
     start: int
     end: int
+    early: int = 0
+    late: int = 0
 
 
 def allocate(plan: Plan) -> Placement:
@@ -63,67 +73,92 @@ def allocate(plan: Plan) -> Placement:
         If the buffers that live at the same time do not fit.
     """
     lives: dict[Buffer, _Life] = {}
+    before: dict[tuple[str | None, int], _Life] = {}
     for index, step in enumerate(plan.steps):
         for buffer in step.buffers():
-            life = lives.setdefault(buffer, _Life(buffer, index, index))
-            life.end = index
+            if buffer not in lives:
+                lives[buffer] = life = _Life(buffer, index, index, index)
+                last = before.get((buffer.stream, step.layer))
+                if buffer.stream is not None and last is not None:
+                    last.late = index
+                    life.early = last.start if step.opcode == Opcode.LOAD else index
+                before[buffer.stream, step.layer] = life
+            lives[buffer].end = index
     addresses: dict[Buffer, int] = {}
     tight: set[int] = set()
     for space in Space:
         mine = [life for life in lives.values() if life.buffer.space == space]
         if not mine or space == Space.DRAM:
             continue
-        found, packed = _fit_mostly_rotating(mine, depth(space, plan.config))
+        found, places = _fit(mine, depth(space, plan.config))
         addresses |= found
-        if space == Space.ACTIVATION:
-            tight = {plan.steps[life.start].layer for life in mine if life.buffer in packed}
+        tight |= {
+            plan.steps[life.start].layer
+            for life in mine
+            if life.buffer.stream and places.get(life.buffer, _Room.AMPLE) != _Room.AMPLE
+        }
     return _place_dram(plan, addresses, lives, frozenset(tight))
 
 
-def _fit_mostly_rotating(
-    lives: list[_Life], size: int
-) -> tuple[dict[Buffer, int], Collection[Buffer]]:
-    """Place buffers where words were free longest, and packed those that live where that fails.
+class _Room(IntEnum):
+    """How a buffer is placed.
 
-    Returns those, too.
+    AMPLE: where the words were free longest, from ``early`` to ``late``. EXACT: the same, from
+    ``start`` to ``end``. PACKED: at the lowest address.
     """
-    packed: set[Buffer] = set()
+
+    AMPLE = 0
+    EXACT = 1
+    PACKED = 2
+
+
+def _fit(lives: list[_Life], size: int) -> tuple[dict[Buffer, int], dict[Buffer, _Room]]:
+    """Place buffers with as much room as possible; returns those with little, too."""
+    rooms: dict[Buffer, _Room] = {}
     while True:
         try:
-            return _fit(lives, size, packed), packed
+            return _place(lives, size, rooms), rooms
         except OutOfSpace as problem:
-            living = {problem.buffer, *problem.living}
-            if living <= packed:
-                start = min(life.start for life in lives if life.buffer in living)
-                living = {life.buffer for life in lives if start <= life.end <= problem.step}
-            if living <= packed:
-                packed = {life.buffer for life in lives}
-                return _fit(lives, size, packed), packed
-            packed |= living
+            about = [problem.buffer, *problem.living]
+            room = min(rooms.get(buffer, _Room.AMPLE) for buffer in about)
+            if room == _Room.PACKED:  # what was there before left the room in pieces
+                first = min(life.start for life in lives if life.buffer in about)
+                about = [life.buffer for life in lives if first <= life.end <= problem.step]
+                room = min((rooms.get(b, _Room.AMPLE) for b in about), default=_Room.PACKED)
+            if room == _Room.PACKED:
+                rooms = {life.buffer: _Room.PACKED for life in lives}
+                return _place(lives, size, rooms), rooms
+            for buffer in about:
+                rooms[buffer] = max(rooms.get(buffer, _Room.AMPLE), _Room(room + 1))
 
 
-def _fit(lives: Iterable[_Life], size: int, packed: Collection[Buffer]) -> dict[Buffer, int]:
-    """Place buffers in the order of their starts: where words were free longest; packed, lowest."""
+def _place(lives: list[_Life], size: int, rooms: Mapping[Buffer, _Room]) -> dict[Buffer, int]:
+    """Place buffers in the order of their starts."""
     addresses: dict[Buffer, int] = {}
-    living: list[_Life] = []
+    living: list[tuple[int, Buffer]] = []
     until = np.full(size, -1, np.int64)  # the last step that touches what lies or lay there
-    for life in lives:
-        living = [other for other in living if other.end >= life.start]
+
+    def span(life: _Life) -> tuple[int, int]:
+        ample = rooms.get(life.buffer, _Room.AMPLE) == _Room.AMPLE
+        return (life.early, max(life.late, life.end)) if ample else (life.start, life.end)
+
+    for start, last, life in sorted(((*span(life), life) for life in lives), key=lambda s: s[0]):
+        living = [other for other in living if other[0] >= start]
         length = life.buffer.size
         edges = np.flatnonzero(np.diff(until, prepend=-2)).tolist()
-        starts = {0, *edges, *(edge - length for edge in edges), size - length}
+        ends = {0, *edges, *(edge - length for edge in edges), size - length}
         best = None
-        for start in sorted(start for start in starts if 0 <= start <= size - length):
-            end = int(until[start : start + length].max(initial=-1))
-            if end < life.start and (best is None or end < best[0]):
-                best = end, start
-                if life.buffer in packed:
+        for address in sorted(a for a in ends if 0 <= a <= size - length):
+            end = int(until[address : address + length].max(initial=-1))
+            if end < start and (best is None or end < best[0]):
+                best = end, address
+                if rooms.get(life.buffer) == _Room.PACKED:
                     break
         if best is None:
-            raise OutOfSpace(life.buffer, life.start, [other.buffer for other in living])
+            raise OutOfSpace(life.buffer, life.start, [buffer for _, buffer in living])
         addresses[life.buffer] = best[1]
-        until[best[1] : best[1] + length] = life.end
-        living.append(life)
+        until[best[1] : best[1] + length] = last
+        living.append((last, life.buffer))
     return addresses
 
 

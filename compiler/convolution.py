@@ -44,7 +44,7 @@ from twillcore.compiler.errors import CompileError
 from twillcore.compiler.graph import Concat, Conv, Linear, Map, MaxPool, Op, Tensor
 from twillcore.compiler.lowering import Held, Lowering, ceil_div, parameter_entries, pieces
 from twillcore.compiler.sparsify import beats_per_block
-from twillcore.compiler.split import lut_block_cycles
+from twillcore.compiler.split import MOST_HELPED, lut_block_cycles
 from twillcore.compiler.steps import TABLE_UNITS, Buffer, Place, Region, Space
 from twillcore.config import Config
 from twillcore.isa import TAP, Function, Opcode
@@ -60,8 +60,6 @@ from twillcore.weights import (
 
 MOST_TAPS = (1 << 8) - 1
 MOST_ROW_TILES = (1 << 12) - 1
-FUSED_SHARE = 0.9  #: of the activation memory, for all that two fused layers need
-MOST_HELPED = 0.98  #: of a layer's time, for one core to help the other
 PART_SHARE = 1 / 12  #: of the weight memory, for a part of a column tile that does not fit twice
 
 
@@ -589,8 +587,8 @@ class _Layer:
         step = lines * self.g.pitch // lanes
         first = row // step
         count = min(ceil_div(row + rows, step), ceil_div(self.g.out_height, lines)) - first
-        return window_band(self.g, lanes, low.rows_per_item(low.tensor(self.x)),
-                           low.rows_per_item(low.tensor(self.out)), _Piece(first, count))  # fmt: skip
+        in_rows, out_rows = (low.rows_per_item(low.tensor(name)) for name in (self.x, self.out))
+        return window_band(self.g, lanes, in_rows, out_rows, _Piece(first, count))
 
     # How the layer is divided
 
@@ -615,11 +613,19 @@ class _Layer:
         most = int(depth * tuning.chunk_share) // run.tile_rows
         most = min(most, tuning.chunk_tiles,
                    config.parameter_depth // 4 // (run.words * config.block))  # fmt: skip
-        first = [(0, 1)] if run.tiles > 1 and run is self.runs[0] else []
-        rest = run.tiles - len(first)
+        first = min(self._first_tiles(run), most, run.tiles - 1) if run is self.runs[0] else 0
+        rest = run.tiles - first
         cuts = pieces(rest, ceil_div(rest, max(most, 1)))
-        cuts = first + [(len(first) + start, count) for start, count in cuts]
+        cuts = [(0, first)] * bool(first) + [(first + start, count) for start, count in cuts]
         return [_Chunk(self, run.cut(*cut), [(0, run.blocks)]) for cut in cuts]
+
+    def _first_tiles(self, run: Run) -> int:
+        """Return how many column tiles hide the load of the next row tile."""
+        low = self.low
+        if self.g is not None or not low.is_loaded(self.x):
+            return 1
+        words = low.words(low.tensor(self.x))
+        return ceil_div(words * low.config.word_bytes // low.config.axi_bytes, run.tile_rows)
 
     def _bands(self, fit: bool) -> list[Band]:
         low, config = self.low, self.low.config
@@ -822,7 +828,7 @@ class _Layer:
             part = np.pad(part, [(0, 0), (0, gap), (0, 0), (0, 0)])
             return part.reshape(run.tiles * core.columns, -1)
 
-        key = "weights", self.op.name, core.space, run.word, run.tiles, start, blocks
+        key = "weights", self.op.name, core.space, run.word, run.tiles, run.words, start, blocks
         if core.space == Space.LUT_WEIGHT:
             constant = low.constant(
                 key, lambda: encode_planes(columns(), run.beats, config).tobytes()
@@ -838,7 +844,7 @@ class _Layer:
         """Load the parameters of a run's columns into a new buffer."""
         block = self.low.config.block
         entries = self.entries[run.word * block : (run.word + run.tiles * run.words) * block]
-        return self.low.parameters(self.op.name, entries, (run.word, run.tiles))
+        return self.low.parameters(self.op.name, entries, (run.word, run.tiles, run.words))
 
 
 def _entries(low: Lowering, op: Conv | Linear | Map) -> tuple[NDArray[np.uint64], bool]:
@@ -899,7 +905,7 @@ def _divide(low: Lowering, op: Conv | Linear, g: Geometry | None,
     """
     config, outputs = low.config, len(op.weight)
     runs = layer_runs(op, config, weight)
-    if not config.lut_columns or not op.lut_bits or getattr(op, "groups", 1) > 1:
+    if not config.lut_columns or not op.help or getattr(op, "groups", 1) > 1:
         return _Division(runs)
     out, first = low.tensor(op.out), outputs - op.lut_channels
     if g is None:
@@ -1012,11 +1018,12 @@ def lower_conv(low: Lowering, op: Conv | Linear) -> None:
         clear_padding(low, op)
 
 
-def lower_fused(low: Lowering, first: Conv | MaxPool, second: Conv | MaxPool) -> bool:
+def lower_fused(low: Lowering, first: Conv | MaxPool, second: Conv | MaxPool, share: float) -> bool:
     """Append the steps of two layers between which the map stays on chip; False: impossible.
 
     It is computed band by band, as the second layer needs it: what two bands of that read is
-    computed twice. The first layer is one band ahead.
+    computed twice. The first layer is one band ahead. All that both need takes a ``share`` of the
+    activation memory.
     """
     config = low.config
     middle = low.tensor(first.out)
@@ -1031,7 +1038,7 @@ def lower_fused(low: Lowering, first: Conv | MaxPool, second: Conv | MaxPool) ->
         len(chunk.parts) > 1 for mine in chunks for part in mine for chunk in part
     ):
         return False
-    bands = _fused_bands(low, a, b)
+    bands = _fused_bands(low, a, b, share)
     if len(bands) < 2:
         return False
     held: list[Held] = []
@@ -1047,10 +1054,10 @@ def lower_fused(low: Lowering, first: Conv | MaxPool, second: Conv | MaxPool) ->
     return True
 
 
-def _fused_bands(low: Lowering, a: _Layer, b: _Layer) -> list[Band]:
+def _fused_bands(low: Lowering, a: _Layer, b: _Layer, share: float) -> list[Band]:
     """Return the fewest bands of ``b`` of which two fit on chip, with all that they need."""
     x, middle, out = (low.tensor(name) for name in (a.x, a.out, b.out))
-    room = low.scratch(Space.ACTIVATION, FUSED_SHARE / 2)
+    room = low.scratch(Space.ACTIVATION, share / 2)
     if b.g is None:
         step = 1 if a.g is None else a.g.unit(low.config.lanes) * a.g.pitch // low.config.lanes
         rows = low.rows(out)

@@ -39,7 +39,6 @@ from twillcore.image import MASKED_BIAS, Layer, Slot
 from twillcore.isa import ISA, PARAMETER, PARAMETER_BYTES, Memory, MoveMode, Opcode, WeightFormat
 from twillcore.weights import encode_rows, smallest_format
 
-
 PAIRED = 2 / 3  #: of the memory that one layer uses, for each of two interleaved ones
 
 
@@ -394,7 +393,8 @@ class Lowering:
             return self._home(name)
         tensor = self.tensor(name)
         stride = self.stride(tensor) - word if words is None else words
-        buffer = Buffer(f"{name}[{row}:{row + rows}]", self._space(tensor), rows * stride)
+        label = f"{name}[{row}:{row + rows}]"
+        buffer = Buffer(label, self._space(tensor), rows * stride, stream=name)
         return Held(tensor, buffer, row, word, stride, self.words(tensor))
 
     def temporary(self, name: str, space: Space, row: int, rows: int, words: int) -> Held:
@@ -499,6 +499,7 @@ class Lowering:
         constant = self.constant(
             ("parameters", name, *part), lambda: entries.astype("<u8").tobytes()
         )
+        assert len(constant.data) == entries.nbytes, f"{constant.name}: {part} is ambiguous"
         buffer = Buffer(constant.name, space, len(entries))
         self.load_constant(Place(buffer), len(entries), constant)
         return buffer

@@ -15,7 +15,7 @@ from twillcore.compiler.graph import Graph, reads
 from twillcore.compiler.lowering import Tuning
 from twillcore.compiler.schedule import schedule
 from twillcore.compiler.steps import DEPTH_PARAMETER, Plan, depth
-from twillcore.compiler.tile import Pairs, tile
+from twillcore.compiler.tile import Pairing, Pairs, tile
 from twillcore.image import Image
 
 MOST_SHRINKS = 3  #: how often temporary buffers are halved before a network counts as too large
@@ -81,15 +81,22 @@ def _paired(
         plan = tile(graph, streamed, constants, tuning, chosen)
         try:
             placement = allocate(plan)
-            tight = placement.tight
+            refused = [
+                n
+                for n in chosen
+                if chosen[n] == Pairing.INTERLEAVED
+                and pairs.need_room(n)
+                and placement.tight & {n, n + 1}
+            ]
         except OutOfSpace as problem:
-            placement, tight = None, {plan.steps[problem.step].layer}
-        names = [layer.name for layer in plan.layers]
-        refused = {n for layer in tight for n in (layer - 1, layer) if names[n] in chosen}
-        for number in refused:
-            pairs.refuse(number, chosen[names[number]])
+            number = plan.steps[problem.step].layer
+            refused = [n for n in (number - 1, number) if n in chosen]
+            if not refused:
+                return None
         if not refused:
-            return placement and (plan, placement)
+            return plan, placement
+        for number in refused:
+            pairs.refuse(number, chosen[number])
     return None
 
 

@@ -6,10 +6,13 @@ division is found by trying all of them.
 """
 
 import math
+from collections.abc import Iterator
 
 from twillcore.compiler.errors import CompileError
 from twillcore.config import Config
 from twillcore.weights import encoded_rows, plane_row_bytes, smallest_format, weight_row_bytes
+
+MOST_HELPED = 0.98  #: of a layer's time, for one core to help the other
 
 
 def lut_block_cycles(beats: int, lut_bits: int, stride: int = 1) -> float:
@@ -47,7 +50,7 @@ def finish_cycles(
 
     The model: a core issues one beat per cycle; a tile takes no less time than its drain, which
     makes one column per cycle and serves both cores; the LUT core waits for the reads of the other;
-    all weights come over the memory port once.
+    all weights come over the memory port once; the core that would idle helps the other one.
     """
     row_tiles = -(-rows // config.lanes)
     load = taps * blocks * _load_beats(config, channels, lut_channels, beats, lut_bits)
@@ -56,17 +59,33 @@ def finish_cycles(
         tiles, last = divmod(count, columns)
         tile = taps * blocks * block_cycles
         widths = [columns] * tiles + [last] * bool(last)
-        return row_tiles * sum(max(tile, width) for width in widths)
+        return sum(max(tile, width) for width in widths)
 
-    dsp = cycles(channels - lut_channels, config.dsp_columns, max(beats, stride))
-    if not lut_channels:
-        return max(dsp, load)
+    mine = channels - lut_channels
+    dsp = cycles(mine, config.dsp_columns, max(beats, stride))
+    if not config.lut_columns:
+        return max(row_tiles * dsp, load)
     beside = lut_block_cycles(beats, lut_bits, stride)
-    lut = cycles(lut_channels, config.lut_columns, beside)
+    lut = cycles(lut_channels, config.lut_columns, beside) if lut_channels else 0.0
     if lut > dsp:  # the rest of it is computed alone
         alone = cycles(lut_channels, config.lut_columns, lut_bits + stride - 1)
         lut = dsp + alone * (1 - dsp / lut)
-    return max(dsp, lut, row_tiles * channels, load)
+    times = [row_tiles * max(dsp, lut)]
+    if mine and lut_channels and dsp > lut:
+        extra = cycles(mine, config.lut_columns, lut_block_cycles(beats, 8, stride))
+        times += _helped(row_tiles, dsp, lut, extra)
+    elif mine and lut_channels:
+        extra = cycles(lut_channels, config.dsp_columns, max(config.block, stride))
+        times += _helped(row_tiles, lut, dsp, extra)
+    return max(min(times), row_tiles * channels, load)
+
+
+def _helped(rows: int, slow: float, fast: float, extra: float) -> Iterator[float]:
+    """Yield the time if the fast core computes all of some rows, which takes ``extra`` for each."""
+    if extra < math.inf:
+        tail = int(rows * (slow - fast) / (slow + extra))
+        for some in (tail, tail + 1):
+            yield max(slow * (rows - some), fast * rows + extra * some) / MOST_HELPED
 
 
 def _load_beats(

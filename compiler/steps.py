@@ -62,7 +62,8 @@ class Buffer:
     """A piece of one space; ``size`` in units of the space, DRAM in bytes.
 
     ``data`` is the content of a constant in DRAM. ``tensor`` names the graph's tensor if the buffer
-    is its home for all its life: such a buffer can be spilled.
+    is its home for all its life: such a buffer can be spilled. ``stream`` names the one of which it
+    holds a part for some time.
     """
 
     name: str
@@ -70,6 +71,7 @@ class Buffer:
     size: int
     data: bytes | None = None
     tensor: str | None = None
+    stream: str | None = None
 
 
 @dataclass(frozen=True)

@@ -49,8 +49,8 @@ from twillcore.compiler.lowering import (
 from twillcore.compiler.steps import Place, Plan, Region, Space, Step
 from twillcore.isa import Function, Opcode
 
-
 LEAST_GAIN = 0.03  #: of the time of two layers one after the other, for them to go together
+BUSY_PORT = 0.7  #: of the time of two layers, for which transfers must not wait for their buffers
 
 
 class Pairing(Enum):
@@ -58,6 +58,10 @@ class Pairing(Enum):
 
     INTERLEAVED = auto()
     FUSED = auto()
+    FUSED_SMALL = auto()  # with smaller bands
+
+
+SHARES = {Pairing.FUSED: 0.92, Pairing.FUSED_SMALL: 0.5}  #: of the activation memory
 
 
 def tile(
@@ -65,19 +69,17 @@ def tile(
     streamed: frozenset[str],
     constants: dict,
     tuning: Tuning,
-    paired: Mapping[str, Pairing] = MappingProxyType({}),
+    paired: Mapping[int, Pairing] = MappingProxyType({}),
 ) -> Plan:
     """Return the steps of ``graph`` when the tensors in ``streamed`` live in DRAM.
 
-    Layers named in ``paired`` go together with those that follow them.
+    Layers whose numbers are in ``paired`` go together with those that follow them.
     """
     lowering = Lowering(graph, streamed, constants, tuning)
-    ops = list(graph.ops)
-    while ops:
-        op = ops.pop(0)
-        if op.name in paired:
-            _lower_pair(lowering, op, ops.pop(0), paired[op.name])
-        else:
+    for number, op in enumerate(graph.ops):
+        if number in paired:
+            _lower_pair(lowering, op, graph.ops[number + 1], paired[number])
+        elif number - 1 not in paired:
             _LOWER[type(op)](lowering, op)
     written = {name for op in graph.ops for name in (getattr(op, "out", None),
                getattr(op, "wide_out", None))}  # fmt: skip
@@ -90,8 +92,8 @@ def tile(
 
 def _lower_pair(low: Lowering, first: Op, second: Op, pairing: Pairing) -> None:
     """Lower two layers band by band."""
-    if pairing == Pairing.FUSED:
-        lower_fused(low, first, second)
+    if pairing in SHARES:
+        lower_fused(low, first, second, SHARES[pairing])
         return
     tuning, low.tuning = low.tuning, low.tuning.paired()
     start = len(low.steps)
@@ -113,7 +115,7 @@ class Pairs:
         for step in plan.steps:
             steps[step.layer].append(step)
         loads = [load_of(steps[number], graph.config) for number in range(len(graph.ops))]
-        self._names = [op.name for op in graph.ops]
+        self._need_room: set[int] = set()
         for number, (first, second) in enumerate(itertools.pairwise(graph.ops)):
             self._gains.append({})
             if not (
@@ -127,25 +129,32 @@ class Pairs:
             apart = (loads[number].bound + loads[number + 1].bound) * (1 - LEAST_GAIN)
             together = loads[number] + loads[number + 1]
             self._gains[-1][Pairing.INTERLEAVED] = apart - together.bound
-            trial = Lowering(graph, streamed, constants, tuning)
-            trial.layers = list(plan.layers[:number])
-            if lower_fused(trial, first, second):
-                load = load_of(trial.steps, graph.config)
-                self._gains[-1][Pairing.FUSED] = apart - load.bound
+            if max(together.read, together.write) > BUSY_PORT * together.bound:
+                self._need_room.add(number)
+            for pairing, share in SHARES.items():
+                trial = Lowering(graph, streamed, constants, tuning)
+                trial.layers = list(plan.layers[:number])
+                if lower_fused(trial, first, second, share):
+                    load = load_of(trial.steps, graph.config)
+                    self._gains[-1][pairing] = apart - load.bound
 
     def refuse(self, number: int, pairing: Pairing) -> None:
         """Do not propose a pairing of layer ``number`` with the next one any more."""
         del self._gains[number + 1][pairing]
 
-    def best(self) -> dict[str, Pairing]:
-        """Return the pairs that save most, by the name of the first layer."""
-        best: list[tuple[float, dict[str, Pairing]]] = [(0.0, {})]  # of ever more layers
+    def need_room(self, number: int) -> bool:
+        """Whether interleaving a layer with the next one pays only if transfers can overlap."""
+        return number in self._need_room and Pairing.INTERLEAVED in self._gains[number + 1]
+
+    def best(self) -> dict[int, Pairing]:
+        """Return the pairs that save most, by the number of the first layer."""
+        best: list[tuple[float, dict[int, Pairing]]] = [(0.0, {})]  # of ever more layers
         for number, gains in enumerate(self._gains):
             best.append(best[number])
             for pairing, gain in gains.items():
                 saved, chosen = best[number - 1]
                 if saved + gain > best[-1][0]:
-                    best[-1] = saved + gain, {**chosen, self._names[number - 1]: pairing}
+                    best[-1] = saved + gain, {**chosen, number - 1: pairing}
         return best[-1][1]
 
 

@@ -54,9 +54,9 @@ UNITS = ("cycles", "bytes", "density", "bits")
 SPARSE = ("N:M", "cycles", "bytes", "density")
 #: Methods, and the targets that each takes.
 METHODS = {
-    "reconstruction": (*SPARSE, "bits"),
-    "magnitude": (*SPARSE, "bits"),
-    "sr-ste": SPARSE,
+    "reconstruction": (*SPARSE, "bits", "policy"),
+    "magnitude": (*SPARSE, "bits", "policy"),
+    "sr-ste": (*SPARSE, "policy"),
     "domino": ("density",),
     "ompq": ("bits",),
     "low-rank": ("cycles",),
@@ -67,6 +67,7 @@ METHODS = {
 }
 TRAININGS = ("sr-ste", "trp")  # methods that are nothing without
 OMPQ_BETA = 1.0
+MEASURED_BATCHES = 10  # at most: losses of single layers need few inputs, and there are many
 
 Attach = Callable[[torch.optim.Optimizer], None]
 #: Trains a prepared module in place; the second argument is to be called with the optimiser.
@@ -115,7 +116,7 @@ def compress(
     module: nn.Module,
     example_inputs: Sequence[Tensor],
     *,
-    target: str | Target,
+    target: str | Target | Policy,
     data: Batches,
     config: str | Path | Config = "u256",
     method: str = "reconstruction",
@@ -135,8 +136,9 @@ def compress(
     Parameters
     ----------
     example_inputs : as for ``twillcore.compile``; the rows of the layers' products follow
-    target : see :class:`Target`
-    data : inputs without padding, to measure losses on, to calibrate and to train with
+    target : see :class:`Target`; or a policy, which is then not chosen but followed
+    data : inputs without padding, to calibrate and to train with; single layers' losses are
+        measured on some of them
     method : "reconstruction" or "magnitude": one-shot, layers are chosen by measured loss;
         "sr-ste": trained from dense weights; "domino": N of each layer by DominoSearch; "ompq":
         bits by OMPQ; "low-rank", "haloc", "trp": two factors, with ranks by lost energy, by trained
@@ -158,7 +160,7 @@ def compress(
     target = Target.parse(target) if isinstance(target, str) else target
     if method not in METHODS:
         raise TwillcoreError(f"method must be one of {', '.join(METHODS)}, not {method!r}")
-    kind = target.unit or "N:M"
+    kind = "policy" if isinstance(target, Policy) else target.unit or "N:M"
     if kind not in METHODS[method]:
         raise TwillcoreError(
             f"method {method} takes a target of {' or '.join(METHODS[method])}, not {kind}"
@@ -173,18 +175,23 @@ def compress(
         raise TwillcoreError(f"method {method} is a training: give it steps")
     if trainer is not None and method in ("mixmatch", "n3h"):
         raise TwillcoreError(f"method {method} is without training: leave out the steps")
+    if isinstance(target, Policy):
+        target.check(student, chip)
+        if target.ranks():
+            raise TwillcoreError("a policy with ranks is followed by compile(), not by compress()")
+        layers = list(target.layers)
     shapes = _chosen(layer_shapes(student, example_inputs), layers)
     job = _Job(student, teacher, shapes, target, data, chip, method, progress)
     if method in ("low-rank", "haloc", "trp"):
         return student, _low_rank(job, trainer, name or type(module).__name__)
-    choices = job.choose(example_inputs)
+    choices = target.layers if isinstance(target, Policy) else job.choose(example_inputs)
     policy = Policy(name or type(module).__name__, choices)
     policy.check(student, chip)
     patterns = {n: p for n, p in policy.patterns().items() if p.kept < p.group}
     bits = {n: layer.bits for n, layer in choices.items() if layer.bits < 8}
     if method == "reconstruction" and (patterns or bits):
         whole = Pattern(1, 1)
-        everything = {n: patterns.get(n, whole) for n in {**patterns, **bits}}
+        everything = {n: patterns.get(n, whole) for n in choices if n in patterns or n in bits}
         prune_by_reconstruction(student, data, everything, progress, bits)
     if method != "sr-ste":
         policy.enforce(student)
@@ -247,6 +254,10 @@ class _Job:
             wanted = self.teacher(*batch)
         return relative_error(self.student(*batch), wanted)
 
+    def _some_data(self) -> Batches:
+        """Return some batches, spread over all."""
+        return self.data[:: -(-len(self.data) // MEASURED_BATCHES)]
+
     def _refuse_kinds(self, pattern: Pattern) -> None:
         for name in self.shapes:
             if reason := refusal(self.student.get_submodule(name), pattern):
@@ -280,7 +291,7 @@ class _Job:
             }
             for name in self.shapes
         }
-        loss = measure(self.student, self.data, candidates, progress=self.progress)
+        loss = measure(self.student, self._some_data(), candidates, progress=self.progress)
         return _as_policies(allocate(loss, cost, budget, unit), block)
 
     def _bit_budget(self) -> float:
@@ -319,7 +330,7 @@ class _Job:
             name: {bits: lambda name=name, bits=bits: rounded(name, bits) for bits in BITS}
             for name in self.shapes
         }
-        loss = measure(self.student, self.data, candidates, progress=self.progress)
+        loss = measure(self.student, self._some_data(), candidates, progress=self.progress)
         return self._with_bits(allocate(loss, cost, budget, "bits"))
 
     def _ompq(self) -> dict[str, LayerPolicy]:

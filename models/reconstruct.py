@@ -21,6 +21,7 @@ from twillcore.models.pattern import Pattern
 from twillcore.models.qat import row_scales
 
 DAMPING = 0.01  # of the mean diagonal of the Hessian
+ROUNDING_DAMPING = 0.3  # when rounding: there is little data, and small errors follow it too far
 COLUMNS_AT_ONCE = 128  # columns whose corrections reach the rest of the row in one product
 
 Progress = Callable[[int, int, str], None]  # layers done, layers in all, name of the next one
@@ -30,11 +31,11 @@ class _Reached(Exception):
     pass
 
 
-def inverse_factor(hessian: Tensor) -> Tensor:
+def inverse_factor(hessian: Tensor, damping: float = DAMPING) -> Tensor:
     """Return U, upper triangular, with ``U.T @ U`` the inverse of the damped ``hessian``."""
     h = hessian.double().numpy().copy()
     diagonal = np.einsum("ii->i", h)
-    diagonal += DAMPING * diagonal.mean()
+    diagonal += damping * diagonal.mean()
     lower = cholesky(h, lower=True, check_finite=False)
     inverse, info = lapack.dpotri(lower, lower=True)
     if info:
@@ -56,7 +57,7 @@ def prune_weight(weight: Tensor, hessian: Tensor, pattern: Pattern, bits: int = 
     unused = hessian.diagonal() == 0
     weight[:, unused] = 0
     hessian = hessian + torch.diag(unused.to(hessian.dtype))
-    u = inverse_factor(hessian)
+    u = inverse_factor(hessian, DAMPING if scale is None else ROUNDING_DAMPING)
     step = max(COLUMNS_AT_ONCE // pattern.group, 1) * pattern.group
     inputs = weight.shape[1]
     for start in range(0, inputs, step):

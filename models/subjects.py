@@ -78,14 +78,14 @@ class Subject:
 
     def compressed(
         self,
-        target: str,
+        target: str | Policy,
         method: str,
         training: Training,
         config: str,
         name: str,
         start: Path | None = None,
     ) -> tuple[nn.Module, Policy, float]:
-        """Return the network, compressed to ``target`` and trained, its policy and the SAD.
+        """Return the network, compressed and trained, its policy and the SAD of the training.
 
         ``start`` is a file of weights to take instead of the dense ones.
 

@@ -142,7 +142,10 @@ class _Builder:
             return {}
         block = self.config.block
         first = block * self.pick(0, n // block)
-        return {"lut_channels": n - first, "lut_bits": self.pick(2, 6)} if first < n else {}
+        if first == n:
+            return {}
+        bits = self.pick(2, 6)
+        return {"lut_channels": n - first, "lut_bits": bits, "help": bits % 3 > 0}
 
     def weight(self, shape, lut: dict, beats: int) -> np.ndarray:
         return random_weights(
@@ -221,3 +224,28 @@ class _Builder:
         outputs = tuple(name for name in made if name not in read or self.coin(0.1))
         return Graph(self.config, self.tensors, tuple(self.ops), tuple(self.inputs),
                      outputs or (self.inputs[0],), (), {"seed": seed})  # fmt: skip
+
+
+def residual_block(config: Config, side: int, channels: int, beats: int, lut: int) -> Graph:
+    """Return two 3 x 3 convolutions and the sum with what they had been given, as in ResNet.
+
+    The last ``lut`` channels are the LUT core's, of 4 bits; the others are ``beats`` of a block.
+    """
+    rng = np.random.default_rng(channels)
+    tensors = {
+        name: Tensor(name, 1, side * side, channels, 8, 1.0, grid=(side, side))
+        for name in ("x", "middle", "out")
+    }
+    ops = []
+    for x, out, residual in (("x", "middle", None), ("middle", "out", "x")):
+        weight = random_weights(rng, (channels, 3, 3, channels), config.block, beats, lut, 4)
+        norms = np.sqrt((weight.astype(float) ** 2).reshape(channels, -1).sum(1))
+        # sums of products with activations of about 74, to about 74 * 2**4 before it is narrowed
+        mantissa, exponent = np.frexp(2**4 / norms)
+        ops.append(
+            Conv(out, x, out, weight, 1, (1, 1), 1, 1, beats, np.zeros(channels, int),
+                 (mantissa * (1 << 15)).astype(int).clip(max=(1 << 15) - 1), 15 - exponent,
+                 np.full(channels, 4), residual, 4 if residual else 0, Function.RELU, None, lut,
+                 4 if lut else 0, help=True)
+        )  # fmt: skip
+    return Graph(config, tensors, tuple(ops), ("x",), ("out",))

@@ -4,10 +4,11 @@ import dataclasses
 
 import pytest
 
-from tests.agree.maps import CNN, random_map_graph, random_map_inputs
+from tests.agree.maps import CNN, random_map_graph, random_map_inputs, residual_block
 from tests.agree.test_engines import assert_same_outputs, assert_same_time, memory
 from twillcore.compiler.errors import CompileError
 from twillcore.compiler.pipeline import compile_graph
+from twillcore.config import PRESETS
 from twillcore.sim.cycle import CycleEngine
 from twillcore.sim.reference import run_graph
 from twillcore.sim.rtl import RtlEngine
@@ -45,3 +46,20 @@ def test_all_engines_agree_on_maps(start):
 @pytest.mark.slow  # a Verilator build
 def test_all_engines_agree_on_14_lanes():
     assert sum(agree(seed, LANES_14) for seed in range(20)) >= 16
+
+
+@pytest.mark.verilator
+@pytest.mark.slow  # builds the largest machine
+def test_a_residual_block_of_resnet_on_z7020():
+    config = PRESETS["z7020"]
+    graph = residual_block(config, 28, 128, 4, 32)
+    image = compile_graph(graph)
+    inputs = random_map_inputs(graph, 0)
+    cycle = CycleEngine().run(image, inputs, dram=memory(0))
+    rtl = RtlEngine().run(image, inputs, dram=memory(0))
+    expected = run_graph(graph, inputs)
+    assert expected["out"].std() > 20
+    assert_same_outputs(expected, rtl)
+    assert_same_time(image, cycle, rtl)
+    for engine in ("gemm", "lut"):
+        assert cycle.counters[engine]["busy"] > 0.8 * cycle.cycles

@@ -2,18 +2,23 @@
 
 import dataclasses
 import importlib.util
+import itertools
 import pathlib
 
 import numpy as np
 import pytest
 
+from twillcore.compiler.allocate import allocate
 from twillcore.compiler.convolution import geometry, layer_runs
+from twillcore.compiler.dependences import derive_tokens, verify_contents, verify_order
+from twillcore.compiler.emit import emit
 from twillcore.compiler.errors import CompileError
 from twillcore.compiler.graph import Concat, Conv, Graph, Linear, MaxPool, Tensor
 from twillcore.compiler.lowering import Lowering, Tuning
 from twillcore.compiler.pipeline import compile_graph
 from twillcore.compiler.pitches import choose_pitches
-from twillcore.compiler.tile import tile
+from twillcore.compiler.schedule import schedule
+from twillcore.compiler.tile import Pairing, tile
 from twillcore.config import PRESETS
 from twillcore.isa import Engine, Function, Memory, Opcode
 from twillcore.sim.functional import FunctionalEngine
@@ -102,7 +107,7 @@ class Net:
         self.ops.append(
             Conv(f"conv.{len(self.ops)}", x, name, weight, stride, (padding, padding), 1, groups,
                  beats, np.zeros(n, int), np.full(n, 1 << 14), np.full(n, shift), np.full(n, 4),
-                 residual, -1 if residual else 0, Function.RELU, None, lut, 4 if lut else 0)
+                 residual, -1 if residual else 0, Function.RELU, None, lut, 4 if lut else 0, True)
         )  # fmt: skip
         return name
 
@@ -341,3 +346,117 @@ def test_runs_cover_every_output_once():
         words = [run.word + t * run.words + w for run in runs for t in range(run.tiles)
                  for w in range(run.words)]  # fmt: skip
         assert words == list(range(-(-n // 8)))
+
+
+# Cores that help each other
+
+
+@pytest.mark.parametrize(
+    ("beats", "lut", "helper", "bits"),
+    [(8, 8, Opcode.LUT_GEMM, {4, 8}), (2, 16, Opcode.GEMM, {2, 8})],
+    ids=["LUT core", "DSP core"],
+)
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_the_core_that_would_idle_computes_rows_of_the_other_one(beats, lut, helper, bits, kernel):
+    net = Net(CNN.replace(weight_depth=1024, lut_weight_depth=1024), (8, 8), 16)
+    graph = net.graph(net.conv("x", 24, kernel, beats=beats, lut=lut))
+    instructions = check(graph)
+    assert {i["beats"] for i in gemms(instructions, helper)} == bits
+    rows = {  # row tiles times words, by core and beats
+        (i.opcode, i["beats"]): 0 for i in instructions if "row_tiles" in i.operands
+    }
+    for i in instructions:
+        if i.opcode in (Opcode.GEMM, Opcode.LUT_GEMM):
+            rows[i.opcode, i["beats"]] += i["row_tiles"] * i["column_tiles"]
+    assert sum(rows.values()) == 16 * 3
+    (layer,) = compile_graph(graph).layers
+    share = rows[helper, 8] / 16 / 2
+    assert 0 < share < 0.5
+    whole = 64 * 8 * kernel * kernel * 16  # of a word of outputs
+    if helper == Opcode.LUT_GEMM:
+        assert layer.lut_macs == whole + round(2 * whole * share)
+        assert layer.lut_work == whole * 4 + round(2 * whole * share) * 8
+        assert layer.useful_macs == 2 * whole - round(2 * whole * share)
+    else:
+        assert layer.lut_macs == 2 * whole - round(2 * whole * share)
+        assert layer.useful_macs == whole // 4 + round(2 * whole * share)
+
+
+def test_no_core_helps_where_its_weights_would_not_fit_twice():
+    net = Net(CNN.replace(weight_depth=1024, lut_weight_depth=256), (8, 8), 16)
+    instructions = check(net.graph(net.conv("x", 24, lut=8)))
+    assert {i["beats"] for i in gemms(instructions, Opcode.LUT_GEMM)} == {4}
+
+
+def test_blocks_of_a_tap_that_are_zero_for_all_outputs_are_no_work():
+    net = Net(CNN, (6, 6), 24)
+    y = net.conv("x", 16, lut=8)
+    weight = net.ops[0].weight
+    weight[:, 0, :, 8:16] = weight[:, 2, 2, :] = 0
+    instructions = check(net.graph(y))
+    for opcode in (Opcode.WINDOW, Opcode.LUT_WINDOW):
+        assert {i["taps"] for i in instructions if i.opcode == opcode} == {9 * 3 - 3 - 3}
+    assert {i["blocks"] for i in instructions if i.opcode == Opcode.LUT_GEMM} == {1}
+
+
+# Layers that go together
+
+
+#: A wide bus, so that layers are bound by different things.
+PAIRS = CNN.replace(name="pairs", activation_depth=256, weight_depth=1024, lut_weight_depth=1024,
+                    parameter_depth=512, queue_depth=8)  # fmt: skip
+
+
+def inverted_residual(config=PAIRS, side=16):
+    net = Net(config, (side, side), 16)
+    wide = net.conv("x", 48, 1)
+    deep = net.conv(wide, 48, groups=48)
+    return net.graph(net.conv(deep, 16, 1))
+
+
+def turns(layers, engines):
+    """Return how often two layers take turns on the DSP core."""
+    mine = [layer for layer, engine in zip(layers, engines, strict=False) if engine == Engine.GEMM]
+    return sum(a != b for a, b in itertools.pairwise(mine))
+
+
+def test_layers_take_turns_where_that_pays():
+    graph = inverted_residual()
+    engines = [i.engine for i in check(graph)]
+    assert turns(compile_graph(graph).instruction_layers, engines) > 8
+    graph = inverted_residual(PAIRS.replace(activation_depth=512))  # where all maps are on chip
+    engines = [i.engine for i in check(graph)]
+    assert turns(compile_graph(graph).instruction_layers, engines) == 2
+
+
+@pytest.mark.parametrize("pairing", Pairing)
+@pytest.mark.parametrize("number", [0, 1])
+def test_every_way_of_going_together_is_valid(pairing, number):
+    graph = inverted_residual(PAIRS.replace(activation_depth=512))
+    streamed = frozenset(["t1", "t2", "t3"])
+    plan = tile(graph, streamed, {}, Tuning(), {number: pairing})
+    placement = allocate(plan)
+    steps = schedule(plan, placement)
+    tokens = derive_tokens(steps, graph.config, placement)
+    verify_order(steps, tokens, graph.config, placement)
+    verify_contents(steps, placement)
+    image = emit(plan, steps, placement, tokens, None, {})
+    inputs = maps.random_map_inputs(graph, 0)
+    result = FunctionalEngine(garbage=1, strict=True).run(image, inputs)
+    for name, expected in run_graph(graph, inputs).items():
+        np.testing.assert_array_equal(result.outputs[name], expected)
+    assert turns([s.layer for s in steps], [s.engine for s in steps]) > 3
+    middle = any(s.layer == number and s.opcode == Opcode.STORE for s in steps)
+    assert middle == (pairing == Pairing.INTERLEAVED)
+
+
+@pytest.mark.parametrize("beats", [2, 4, 8])
+@pytest.mark.parametrize("lut", range(8, 64, 8))
+def test_help_with_column_tiles_of_other_widths(beats, lut):
+    config = LANES_14.replace(weight_depth=2048, lut_weight_depth=2048, activation_depth=1536,
+                              axi_data_bits=128)  # fmt: skip
+    net = Net(config, (28, 14), 192)
+    y = net.conv("x", 64, 1, beats=beats, lut=lut)
+    bias = net.rng.integers(-40000, 40000, 64)  # no two tiles have the same parameters
+    net.ops[0] = dataclasses.replace(net.ops[0], bias=bias)
+    check(net.graph(y))

@@ -5,7 +5,12 @@ import itertools
 import pytest
 
 from twillcore.compiler.errors import CompileError
-from twillcore.compiler.split import finish_cycles, lut_block_cycles, split_channels
+from twillcore.compiler.split import (
+    MOST_HELPED,
+    finish_cycles,
+    lut_block_cycles,
+    split_channels,
+)
 from twillcore.config import PRESETS
 
 TINY = PRESETS["tiny"]
@@ -20,11 +25,18 @@ def test_no_core_no_channels():
 
 def test_both_cores_finish_together():
     """24 columns at 8 beats and 16 at 4: 5 and 9 column tiles."""
-    count = split_channels(DUAL, **LAYER)
-    assert count == 136
     dsp = finish_cycles(DUAL, **LAYER | {"channels": 120}, lut_channels=0)
     assert dsp == 14 * 5 * 9 * 32 * 8
     assert finish_cycles(DUAL, **LAYER, lut_channels=136) == dsp
+
+
+def test_a_core_that_would_idle_helps_the_other_one():
+    """2 column tiles at 8 beats beside 13 at 4; 9 tiles at 8 for each of the rows that it helps."""
+    assert split_channels(DUAL, **LAYER) == 208
+    rows = next(n for n in range(14) if 13 * 4 * (14 - n) <= 2 * 8 * 14 + 9 * 8 * n)
+    expected = min(max(13 * 4 * (14 - n), 2 * 8 * 14 + 9 * 8 * n) for n in (rows - 1, rows))
+    cycles = finish_cycles(DUAL, **LAYER, lut_channels=208)
+    assert cycles == pytest.approx(expected * 9 * 32 / MOST_HELPED, rel=0.01)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,8 @@ from twillcore.models.digits_cnn import DigitsCNN
 from twillcore.models.digits_vit import DigitsViT
 from twillcore.models.nm import satisfies
 from twillcore.models.pattern import Pattern
-from twillcore.models.policy import Policy
+from twillcore.models.policy import LayerPolicy, Policy
+from twillcore.models.qat import on_grid
 
 
 @pytest.fixture(autouse=True)
@@ -127,6 +128,26 @@ def test_a_convolutional_network(tmp_path, method):
     policy = Policy.load(folder / "policy.toml")
     assert "stem.0" not in policy.layers
     assert any(layer.lut_share for layer in policy.layers.values()) == (method == "mixmatch")
+
+
+def test_a_policy_instead_of_a_target(tmp_path):
+    layers = {"blocks.1.up": LayerPolicy("1:4"), "blocks.1.down": LayerPolicy(bits=3)}
+    policy = Policy("mine", layers)
+    policy.save(tmp_path / "mine.toml")
+    options = ("--policy", tmp_path / "mine.toml", "--config", "tiny", "-o", tmp_path / "out")
+    done = invoke("compress", "digits-vit", *options)
+    assert done.exit_code == 0, done.output
+    weights = torch.load(tmp_path / "out" / "model.pt", weights_only=True)
+    dense = subjects.train_dense().state_dict()
+    assert satisfies(weights["blocks.1.up.weight"], Pattern(1, 4))
+    assert on_grid(weights["blocks.1.down.weight"], 3)
+    assert torch.equal(weights["blocks.0.up.weight"], dense["blocks.0.up.weight"])
+    assert Policy.load(tmp_path / "out" / "policy.toml").layers == policy.layers
+    both = invoke("compress", "digits-vit", *options, "--target", "2:4")
+    assert str(both.exception) == "give either --target or --policy"
+    Policy("other", {"encoder": LayerPolicy("1:4")}).save(tmp_path / "mine.toml")
+    other = invoke("compress", "digits-vit", *options)
+    assert str(other.exception) == "policy for 'other': encoder: the network has no such layer"
 
 
 def test_weights_to_start_from(tmp_path):

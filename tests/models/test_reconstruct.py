@@ -89,7 +89,7 @@ def test_calibration_without_finite_statistics_is_refused():
 
 
 @pytest.mark.parametrize("bits", [3, 4])
-@pytest.mark.parametrize(("pattern", "share"), [("2:4", 0.97), ("1:1", 0.8)])
+@pytest.mark.parametrize(("pattern", "share"), [("2:4", 0.99), ("1:1", 0.8)])
 def test_rounding_in_the_sweep_is_better_than_rounding_afterwards(bits, pattern, share):
     pattern = Pattern.parse(pattern)
     x = correlated(500, 64)

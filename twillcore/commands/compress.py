@@ -16,6 +16,7 @@ EXAMPLES = (
     "twillcore compress digits-cnn --target bits=4 --method mixmatch -o cores",
     "twillcore compress minilm --target cycles=660000 --steps 200 -o mixed",
     "twillcore compress minilm --target bits=4 -o four-bits",
+    "twillcore compress minilm --policy four-bits/policy.toml -o edited",
     "twillcore compress minilm --target cycles=900000 --method low-rank -o factors",
     "twillcore compress minilm --target 2:4 --steps 500 -o minilm-2of4",
     "twillcore compress minilm --target 2:4 --start minilm-2of4/model.pt --steps 500 -o further",
@@ -52,16 +53,22 @@ def command(
     network: Annotated[
         str, typer.Argument(metavar="NETWORK", help="minilm, digits-vit or digits-cnn.")
     ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="DIR", help="Folder for the results.")
+    ],
     target: Annotated[
-        str,
+        str | None,
         typer.Option(
             metavar="N:M|UNIT=VALUE",
             help="A uniform pattern, or the least loss within cycles=, bytes=, density= or bits=.",
         ),
-    ],
-    output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="DIR", help="Folder for the results.")
-    ],
+    ] = None,
+    policy_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--policy", metavar="FILE.toml", help="What each layer becomes, instead of a target."
+        ),
+    ] = None,
     method: Annotated[Method, typer.Option(help=METHODS_HELP)] = Method.reconstruction,
     steps: Annotated[
         int,
@@ -103,13 +110,16 @@ def command(
 
     subject = find_subject(network)
     config = config or subject.config
-    common = {"network": network, "method": str(method), "target": target, "steps": steps,
-              "seed": seed}  # fmt: skip
+    if (target is None) == (policy_file is None):
+        raise TwillcoreError("give either --target or --policy")
+    wanted = target or Policy.load(policy_file)
+    common = {"network": network, "method": str(method), "target": target or str(policy_file),
+              "steps": steps, "seed": seed}  # fmt: skip
     made = []
     if halving and method != "idp":
         raise TwillcoreError("--halving is for --method idp")
     if method == "idp":
-        pattern = Pattern.parse(target) if "=" not in target else None
+        pattern = Pattern.parse(target) if target and "=" not in target else None
         if pattern is None or not steps or start is not None:
             raise TwillcoreError("idp needs a target N:M and --steps per level, and starts dense")
         pattern.beats(_config(config))
@@ -129,7 +139,7 @@ def command(
                 made.append((folder, candidate.module, policy, sad))
         else:
             module, policy, sad = subject.compressed(
-                target, method, training, config, network, start
+                wanted, method, training, config, network, start
             )
             made.append((output, module, policy, sad))
     figures = []
