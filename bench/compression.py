@@ -295,38 +295,35 @@ def rtl(*folders: str) -> None:
         store("rtl", rows)
 
 
-def bits(average: float = 4.0, sentences: int = 16) -> None:
-    """Weight bits of MiniLM at an average: uniform, by measured loss, by OMPQ as published."""
+def bits(folder: str) -> None:
+    """Weight bits of MiniLM: of a network of ``twillcore compress``, uniform, and by OMPQ."""
     dense = load_minilm()
     names = list(dense.linears())
     weights = {name: dense.get_submodule(name).weight.clone() for name in names}
     sizes = {name: weight.numel() for name, weight in weights.items()}
-    data = batches_without_padding(calibration_sentences()[:sentences])
     batch = tokenize([t for t in calibration_sentences() if count_tokens([t])[0] >= 16], 16)
     orm = orthogonality(features(dense, batch))
-    _, policy = compress(
-        dense, batch, target=f"bits={average}", data=data, config=U256, method="magnitude",
-        layers=names, progress=every(25),
-    )  # fmt: skip
+    policy = Policy.load(Path(folder) / "policy.toml")
+    average = sum(policy.layers[n].bits * size for n, size in sizes.items()) / sum(sizes.values())
     schemes = {
-        "uniform": dict.fromkeys(names, int(average)),
+        "uniform": dict.fromkeys(names, round(average)),
         "integer program on measured loss": {n: p.bits for n, p in policy.layers.items()},
         "OMPQ as published, beta 1": choose_bits(sizes, importance(orm, 1.0), average),
         "OMPQ as published, beta 0.1": choose_bits(sizes, importance(orm, 0.1), average),
     }
-    everything = batches_without_padding(calibration_sentences())
-    whole = dict.fromkeys(names, Pattern(1, 1))
+    data = batches_without_padding(calibration_sentences())
     rows = []
     for method, scheme in schemes.items():
         spent = sum(sizes[n] * b for n, b in scheme.items()) / sum(sizes.values())
         module = load_minilm()
         for name, width in scheme.items():
             module.get_submodule(name).weight.copy_(quantise_rows(weights[name], width))
-        row = fp32_row(f"{average:g} bits", method, module)
-        module = load_minilm()
-        prune_by_reconstruction(module, everything, whole, bits=scheme)
-        repaired = fp32_row(f"{average:g} bits", f"{method}, repaired", module)
-        rows.append({**row, "average": spent, "bits": scheme, "repaired": repaired})
+        rows.append({**fp32_row("bits", method, module), "average": spent, "bits": scheme})
+        if not method.startswith("OMPQ"):
+            module = load_minilm()
+            prune_by_reconstruction(module, data, dict.fromkeys(names, Pattern(1, 1)), bits=scheme)
+            row = fp32_row("bits", f"{method}, repaired", module)
+            rows.append({**row, "average": spent, "bits": scheme})
         store("bits", rows)
 
 
@@ -440,12 +437,10 @@ def render_digits(rows: list[dict]) -> str:
 def render_bits(rows: list[dict]) -> str:
     """Return the table of mixed precision."""
     return table(
-        ("method", "bits on average", "cosine", "rho", "repaired: cosine", "rho"),
+        ("method", "bits on average", "cosine", "rho"),
         [
             (row["method"], f"{row['average']:.2f}", f"{row['fp32']:.4f} ({row['fp32_min']:.3f})",
-             f"{row['rho']:.3f}",
-             f"{row['repaired']['fp32']:.4f} ({row['repaired']['fp32_min']:.3f})",
-             f"{row['repaired']['rho']:.3f}")
+             f"{row['rho']:.3f}")
             for row in rows
         ],
     )  # fmt: skip
@@ -454,7 +449,7 @@ def render_bits(rows: list[dict]) -> str:
 SECTIONS = (
     ("minilm", " DIR...", "all-MiniLM-L6-v2, all 36 linear layers", MINILM_TEXT, render_minilm),
     (
-        "bits", "", "Bits per layer of all-MiniLM-L6-v2",
+        "bits", " DIR", "Bits per layer of all-MiniLM-L6-v2",
         BITS_TEXT,
         render_bits,
     ),
