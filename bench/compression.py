@@ -398,8 +398,8 @@ BITS_TEXT = (
     " rounded column by column by reconstruction, on calibration data."
 )
 METHODS_TEXT = (
-    "As the commands say, seed 0, one training each; dense, the vision transformer recognises 97.8 %"
-    " and the convolutional network, on `z7020`, 99.8 %."
+    "As the commands say, seed 0, one training each; dense, the vision transformer recognises"
+    " 97.8 % and the convolutional network, on `z7020`, 99.8 %."
 )
 DIGITS_TEXT = (
     "A vision transformer of 102,538 parameters on scikit-learn's digits, 450 test images (one is"
