@@ -4,7 +4,7 @@ from measure import causes, core_causes, table, twillcore, write
 
 from twillcore.config import load_config
 
-CONFIG, SHAPE, LATENCIES = "z7020", "128 768 768", (1, 40)
+CONFIG, SHAPE, LATENCIES = "z7020", "128 768 768", (40,)
 BITS = (8, 7, 6, 5, 4, 3, 2, 1)
 PAIRS = (("dense", 8), ("dense", 4), ("2:4", 4), ("2:4", 2), ("1:4", 4), ("1:4", 1))
 
@@ -68,7 +68,7 @@ def main() -> None:
         "where the DSP core's other cycles went",
     )  # fmt: skip
     write(
-        "lut_core",
+        "lut_gemm",
         f"Matrix products on the LUT core of {CONFIG}",
         f"{SHAPE.replace(' ', ' x ')}, int8 activations, from memory to memory, on the RTL; every"
         " result equals the reference bit for bit, and the cycle model equals the RTL. Use is"

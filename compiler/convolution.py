@@ -613,11 +613,19 @@ class _Layer:
         most = int(depth * tuning.chunk_share) // run.tile_rows
         most = min(most, tuning.chunk_tiles,
                    config.parameter_depth // 4 // (run.words * config.block))  # fmt: skip
-        first = [(0, 1)] if run.tiles > 1 and run is self.runs[0] else []
-        rest = run.tiles - len(first)
+        first = min(self._first_tiles(run), most, run.tiles - 1) if run is self.runs[0] else 0
+        rest = run.tiles - first
         cuts = pieces(rest, ceil_div(rest, max(most, 1)))
-        cuts = first + [(len(first) + start, count) for start, count in cuts]
+        cuts = [(0, first)] * bool(first) + [(first + start, count) for start, count in cuts]
         return [_Chunk(self, run.cut(*cut), [(0, run.blocks)]) for cut in cuts]
+
+    def _first_tiles(self, run: Run) -> int:
+        """Return how many column tiles hide the load of the next row tile."""
+        low = self.low
+        if self.g is not None or not low.is_loaded(self.x):
+            return 1
+        words = low.words(low.tensor(self.x))
+        return ceil_div(words * low.config.word_bytes // low.config.axi_bytes, run.tile_rows)
 
     def _bands(self, fit: bool) -> list[Band]:
         low, config = self.low, self.low.config
@@ -897,7 +905,7 @@ def _divide(low: Lowering, op: Conv | Linear, g: Geometry | None,
     """
     config, outputs = low.config, len(op.weight)
     runs = layer_runs(op, config, weight)
-    if not config.lut_columns or not op.lut_bits or getattr(op, "groups", 1) > 1:
+    if not config.lut_columns or not op.help or getattr(op, "groups", 1) > 1:
         return _Division(runs)
     out, first = low.tensor(op.out), outputs - op.lut_channels
     if g is None:
@@ -993,7 +1001,8 @@ def _layer(low: Lowering, op: Conv | Linear | MaxPool) -> _Layer:
         lut += round((macs - lut) * tail)
         useful -= round(useful * tail)
     elif division.helper == Opcode.GEMM:
-        useful += round(lut * tail)
+        beats = next(run.beats for run in division.runs if run.zone == Zone.TAIL)
+        useful += round(lut * tail * min(beats * ceil_div(each, config.block), each) / each)
         lut_work -= round(lut_work * tail)
         lut -= round(lut * tail)
     low.layer(op.name, macs, useful, lut, lut_work)

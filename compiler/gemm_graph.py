@@ -16,10 +16,14 @@ NARROW_SHIFT = 4
 
 @dataclass(frozen=True)
 class LutPart:
-    """What of a layer the LUT core computes: its last ``channels``, weights of ``bits`` bits."""
+    """What of a layer the LUT core computes: its last ``channels``, weights of ``bits`` bits.
+
+    With ``help`` a core that would idle may compute some rows of the other one's outputs.
+    """
 
     channels: int = 0
     bits: int = 0
+    help: bool = False
 
     def check(self, outputs: int, config: Config) -> None:
         """Raise :class:`CompileError` unless a layer of ``outputs`` can be divided so."""
@@ -206,6 +210,7 @@ def _drain(
         "narrow_shift": np.full(outputs, NARROW_SHIFT),
         "lut_channels": lut.channels,
         "lut_bits": lut.bits,
+        "help": lut.help,
     }
 
 

@@ -54,8 +54,8 @@ class Linear(Op):
     ``narrow(.., narrow_shift)``. bias, multiplier, shift and narrow_shift are (N,).
 
     The last ``lut_channels`` outputs (a multiple of ``config.block``, or all) are the LUT core's:
-    their weights fit in ``lut_bits`` bits and need no sparsity. With ``lut_bits`` = 0 it has no
-    part in the layer; else either core may help the other one.
+    their weights fit in ``lut_bits`` bits and need no sparsity. With ``help`` a core that would
+    idle may compute some rows of the other one's outputs.
     """
 
     x: str
@@ -72,6 +72,7 @@ class Linear(Op):
     table: Ints | None = None
     lut_channels: int = 0
     lut_bits: int = 0
+    help: bool = False
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,7 @@ class Conv(Op):
     table: Ints | None = None
     lut_channels: int = 0
     lut_bits: int = 0
+    help: bool = False
 
 
 @dataclass(frozen=True)

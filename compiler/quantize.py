@@ -319,7 +319,7 @@ class _Quantizer:
         tail |= {"bias": quantised.bias, "multiplier": multiplier, "shift": shift}
         tail |= {"beats": self._beats(op, weight[: len(weight) - lut])}
         if (share := self._share(op)) is not None:
-            tail |= {"lut_channels": lut, "lut_bits": share.bits}
+            tail |= {"lut_channels": lut, "lut_bits": share.bits, "help": share.share is None}
         if isinstance(op, FloatConv):
             geometry = op.stride, op.padding, op.dilation, op.groups
             self.ops.append(Conv(op.name, op.x, out, weight, *geometry, **tail))

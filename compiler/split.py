@@ -12,6 +12,7 @@ from twillcore.compiler.errors import CompileError
 from twillcore.config import Config
 from twillcore.weights import encoded_rows, plane_row_bytes, smallest_format, weight_row_bytes
 
+NEAR = 1.03  #: times that count as equal, since the model is not exact
 MOST_HELPED = 0.98  #: of a layer's time, for one core to help the other
 
 
@@ -132,7 +133,7 @@ def split_channels(
         Beats per block on the DSP core (N of N:B), and on the LUT core.
     share
         Part of the channels that the LUT core takes, 0..1, rounded to blocks; None: as many as let
-        both cores finish together, and of equally fast divisions the one with the fewest.
+        both cores finish together, and of about equally fast divisions the one that uses both best.
 
     Raises
     ------
@@ -146,13 +147,18 @@ def split_channels(
     if share is None:
         if not config.lut_columns:
             return 0
-        return min(
-            choices,
-            key=lambda count: finish_cycles(
-                config, rows=rows, blocks=blocks, channels=channels, beats=beats,
-                lut_bits=lut_bits, taps=taps, stride=stride, lut_channels=count,
-            ),
-        )  # fmt: skip
+        shape = {"rows": rows, "blocks": blocks, "channels": channels, "beats": beats,
+                 "lut_bits": lut_bits, "taps": taps, "stride": stride}  # fmt: skip
+        times = {n: finish_cycles(config, **shape, lut_channels=n) for n in choices}
+        least = min(times.values())
+        if times[0] == least:
+            return 0
+
+        def use(count: int) -> float:
+            dsp, lut = (channels - count) * beats, count * lut_bits
+            return min(dsp / config.dsp_columns, lut / config.lut_columns) / times[count]
+
+        return max((n for n in choices if times[n] <= least * NEAR), key=use)
     if not 0 <= share <= 1:
         raise CompileError(f"the LUT core's share must be 0..1, not {share}")
     if share and not config.lut_columns:

@@ -1,6 +1,7 @@
 """Area of the presets, and the price of N:M: ``python -m twillcore.fpga.area``.
 
-Writes ``docs/results/area.md``. Results are cached, so only what has changed takes time.
+Writes ``docs/results/area.md`` or what ``--output`` says. Results are cached, so only what has
+changed takes time.
 """
 
 import argparse
@@ -26,8 +27,9 @@ PRESETS = (
     ("ecp5-85", "ecp5"),
     ("ecp5-small", "ecp5"),
 )
-#: Arrays with and without selectors: large enough that what is not the array's does not count.
+#: Arrays with and without selectors, of so many lanes: large enough to say what an element costs.
 ARRAYS = (("z7020", "xc7"), ("ecp5-85", "ecp5"))
+ARRAY_LANES = 4
 CLOCK_ARRAY = {"lanes": 4, "dsp_columns": 8}  # place and route of a small one says the clock
 
 
@@ -42,6 +44,11 @@ def array(config: Config, family: str, dense: bool) -> Usage:
     return synthesise(text, "array", family)[0]
 
 
+def _few_lanes(preset: str) -> Config:
+    config = load_config(preset).replace(operand_depth=0)
+    return config.replace(lanes=ARRAY_LANES, axi_data_bits=64)
+
+
 def arrays() -> list[str]:
     """Return the comparison of arrays as lines of Markdown."""
     lines = [
@@ -49,7 +56,7 @@ def arrays() -> list[str]:
         "|---|---|---|---|---|---|---|---|",
     ]
     for preset, family in ARRAYS:
-        config = load_config(preset)
+        config = _few_lanes(preset)
         for dense in (True, False):
             say(f"array of {preset} on {family}, {'dense' if dense else 'N:M'}")
             try:
@@ -73,7 +80,7 @@ def arrays() -> list[str]:
 
 def lut_array() -> list[str]:
     """Return what an element of the LUT core costs, as lines of Markdown."""
-    config = load_config("z7020")
+    config = _few_lanes("z7020")
     lanes, columns = config.lanes, config.lut_columns
     say("LUT array on xc7")
     try:
@@ -145,6 +152,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Measure and write the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--presets", nargs="*", default=[name for name, _ in PRESETS])
+    parser.add_argument("--output", type=Path, default=RESULTS)
     options = parser.parse_args(arguments)
     reports = []
     for name, family in PRESETS:
@@ -184,8 +192,8 @@ def main(arguments: list[str] | None = None) -> None:
     ]
     for report in reports:
         lines += ["", *modules(report)]
-    RESULTS.parent.mkdir(parents=True, exist_ok=True)
-    RESULTS.write_text("\n".join(lines) + "\n")
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    options.output.write_text("\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

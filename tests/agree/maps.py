@@ -142,7 +142,10 @@ class _Builder:
             return {}
         block = self.config.block
         first = block * self.pick(0, n // block)
-        return {"lut_channels": n - first, "lut_bits": self.pick(2, 6)} if first < n else {}
+        if first == n:
+            return {}
+        bits = self.pick(2, 6)
+        return {"lut_channels": n - first, "lut_bits": bits, "help": bits % 3 > 0}
 
     def weight(self, shape, lut: dict, beats: int) -> np.ndarray:
         return random_weights(
@@ -243,6 +246,6 @@ def residual_block(config: Config, side: int, channels: int, beats: int, lut: in
             Conv(out, x, out, weight, 1, (1, 1), 1, 1, beats, np.zeros(channels, int),
                  (mantissa * (1 << 15)).astype(int).clip(max=(1 << 15) - 1), 15 - exponent,
                  np.full(channels, 4), residual, 4 if residual else 0, Function.RELU, None, lut,
-                 4 if lut else 0)
+                 4 if lut else 0, help=True)
         )  # fmt: skip
     return Graph(config, tensors, tuple(ops), ("x",), ("out",))

@@ -107,7 +107,7 @@ class Net:
         self.ops.append(
             Conv(f"conv.{len(self.ops)}", x, name, weight, stride, (padding, padding), 1, groups,
                  beats, np.zeros(n, int), np.full(n, 1 << 14), np.full(n, shift), np.full(n, 4),
-                 residual, -1 if residual else 0, Function.RELU, None, lut, 4 if lut else 0)
+                 residual, -1 if residual else 0, Function.RELU, None, lut, 4 if lut else 0, True)
         )  # fmt: skip
         return name
 

@@ -57,7 +57,7 @@ def lut_part(
             f"--core both: of {outputs} outputs no division is faster than all of them on one core;"
             f" choose --core {alone}"
         )
-    return LutPart(channels, part.bits)
+    return LutPart(channels, part.bits, help=True)
 
 
 def run_layer(
