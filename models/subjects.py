@@ -31,7 +31,7 @@ Progress = Callable[[int, int, str], None]
 Inputs = tuple[Tensor, ...]
 
 MINILM_TOKENS = 32  # of the sentences that are compiled for
-DIGITS_RATE, DIGITS_DECAY = 1e-3, 1.0
+DIGITS_RATE, DIGITS_DECAY = 2e-3, 0.1
 DIGITS_VERSION = "1"  # of network and training: change it and the dense one is trained again
 
 

@@ -128,6 +128,11 @@ def test_a_convolutional_network(tmp_path, method):
     policy = Policy.load(folder / "policy.toml")
     assert "stem.0" not in policy.layers
     assert any(layer.lut_share for layer in policy.layers.values()) == (method == "mixmatch")
+    weights = torch.load(folder / "model.pt", weights_only=True)
+    sizes = {n: weights[f"{n}.weight"].numel() for n in policy.layers}
+    if method == "mixmatch":
+        bits = sum(size * (8 - 4 * policy.layers[n].lut_share) for n, size in sizes.items())
+        assert bits / 8 <= figures["bytes"] < sum(sizes.values())  # those of the DSP core in tiles
 
 
 def test_a_policy_instead_of_a_target(tmp_path):

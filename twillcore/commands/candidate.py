@@ -46,9 +46,15 @@ def write_candidate(
     }
 
     def stored(name: str) -> int:
-        layer = policy.layers[name]
+        layer, share = policy.layers[name], policy.layers[name].lut_share or 0.0
         beats = (layer.pattern or Pattern(1, 1)).beats(chip)
-        return sum(shape.bytes(chip, beats, layer.bits) for shape in kept[name])
+        return sum(
+            round(
+                (1 - share) * shape.bytes(chip, beats, layer.bits)
+                + share * shape.weights * layer.lut_bits / 8
+            )
+            for shape in kept[name]
+        )
 
     cycles = measured_cycles(module, samples, config, policy)
     figures = {
