@@ -30,7 +30,16 @@ def measure(network: str, variant: Variant) -> dict:
     )
     rtl, cycle = (twillcore(f"{command} {engine}") for engine in ("rtl", "cycle"))
     assert rtl["bit_exact"], command
-    for key in ("cycles", "busy", "stalls", "lut", "layers", "bytes_read", "bytes_written"):
+    for key in (
+        "cycles",
+        "schedule",
+        "busy",
+        "stalls",
+        "lut",
+        "layers",
+        "bytes_read",
+        "bytes_written",
+    ):
         assert rtl.get(key) == cycle.get(key), (command, key)
     return rtl
 
@@ -152,7 +161,8 @@ def write_page(
         f" core, {config.lut_columns} of the LUT core, {config.axi_data_bits}-bit AXI; memory"
         f" latency {LATENCY} cycles. Cycles are the RTL's, for one image of 224 x 224, from the"
         " start command to the done flag; every result equals the reference bit for bit, and the"
-        " cycle model equals the RTL in every figure. Use of the DSP core is useful multiplications"
+        " cycle model equals the RTL in every figure and in the start and end of every"
+        " instruction. Use of the DSP core is useful multiplications"
         " (kept weights, real sizes) / (cycles * multipliers); use of the LUT core is products with"
         " one bit of a weight / (cycles * those it could make); both also over the cycles of those"
         f" layers alone that have at least {WIDE} inputs and outputs. Each line is two commands,"

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from twillcore.cache import content_key
 from twillcore.image import Image
 from twillcore.isa import Engine, Instruction, Opcode
 from twillcore.result import Result
@@ -145,8 +146,9 @@ def run_dict(image: Image, result: Result) -> dict[str, object]:
     ``useful_macs``, ``utilisation``, ``busy`` and ``stalls`` are the DSP core's: ``stalls`` are the
     causes for which it issued no beat; with ``busy`` they add up to ``cycles``. With a LUT core,
     ``lut`` has the same of it; it could make ``bit_products`` products with one bit of a weight
-    per cycle, and ``utilisation`` is the share of these that were useful. Times are None if the
-    engine knows none.
+    per cycle, and ``utilisation`` is the share of these that were useful. ``schedule`` is a hash of
+    the start and end cycle of every instruction: engines that agree have the same. Times are None
+    if the engine knows none.
     """
     macs = sum(layer.macs for layer in image.layers)
     useful = sum(layer.useful_macs for layer in image.layers)
@@ -159,6 +161,9 @@ def run_dict(image: Image, result: Result) -> dict[str, object]:
         "engine": result.engine,
         "config": image.config.name,
         "cycles": cycles,
+        "schedule": content_key(str([(s.index, s.start, s.end) for s in result.spans]))
+        if cycles
+        else None,
         "macs": macs,
         "useful_macs": useful,
         "utilisation": useful / (cycles * multipliers) if cycles else None,

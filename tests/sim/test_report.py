@@ -56,6 +56,18 @@ def test_stalls_and_busy_add_up_to_all_cycles(run):
     assert data["macs"] == sum(layer["macs"] for layer in data["layers"])
 
 
+def test_the_schedule_is_of_every_instruction(run):
+    image, result = run
+    found = run_dict(image, result)["schedule"]
+    again = CycleEngine().run(image, random_inputs(random_graph(5, ops=6), 5))
+    assert run_dict(image, again)["schedule"] == found
+    for number in range(len(result.spans)):
+        spans = list(result.spans)
+        spans[number] = dataclasses.replace(spans[number], end=spans[number].end + 1)
+        later = dataclasses.replace(result, spans=spans)
+        assert run_dict(image, later)["schedule"] != found
+
+
 def test_an_engine_without_time_has_no_cycles_to_report():
     image = random_program(2)
     result = FunctionalEngine().run(image, {})
