@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 from measure import causes, core_causes, table, twillcore, write
+from torch import nn
 
 from twillcore.config import Config, load_config
 from twillcore.models.layout import sparse_layers
@@ -45,13 +46,14 @@ def measure(network: str, variant: Variant) -> dict:
 
 
 def variants_table(
-    variants: Sequence[Variant], results: Sequence[Mapping], config: Config, wide: Sequence[str]
+    network: str, variants: Sequence[Variant], results: Sequence[Mapping], config: Config
 ) -> str:
     """Return a line per variant: cycles and time, use of the cores, traffic."""
     rows = []
     for variant, result in zip(variants, results, strict=True):
         cycles = result["cycles"]
-        dsp, lut = wide_use(result, config, wide)
+        dsp, lut = wide_use(result, config, wide_layers(network, nn.Conv2d))
+        dsp_all, lut_all = wide_use(result, config, wide_layers(network, nn.Module))
         rows.append(
             (
                 variant.what,
@@ -61,8 +63,8 @@ def variants_table(
                 f"{results[0]['cycles'] / cycles:.2f}",
                 f"{result['utilisation']:.3f}",
                 f"{result['lut']['utilisation']:.3f}" if "lut" in result else "",
-                f"{dsp:.3f}",
-                f"{lut:.3f}",
+                f"{dsp:.3f} ({dsp_all:.3f})",
+                f"{lut:.3f} ({lut_all:.3f})",
                 f"{result['bytes_read'] / 1e6:.2f}",
                 f"{result['bytes_written'] / 1e6:.2f}",
                 f"{min(result['cosine']):.4f}",
@@ -78,8 +80,8 @@ def variants_table(
         "speed-up",
         "use of DSP core",
         "of LUT core",
-        f"DSP, layers >= {WIDE}",
-        f"LUT, layers >= {WIDE}",
+        f"DSP, convolutions >= {WIDE} (and linear layer)",
+        f"LUT, convolutions >= {WIDE} (and linear layer)",
         "MB read",
         "MB written",
         "cosine to fp32",
@@ -89,11 +91,15 @@ def variants_table(
     return table(columns, rows)
 
 
-def wide_layers(network: str) -> list[str]:
-    """Return the layers with at least :data:`WIDE` inputs and outputs; depthwise ones do not."""
+def wide_layers(network: str, kind: type[nn.Module]) -> list[str]:
+    """Return the layers of a kind with at least :data:`WIDE` inputs (of a group) and outputs."""
     with torch.device("meta"):
         layers = sparse_layers(VISION_NETWORKS[network].build())
-    return [name for name, layer in layers.items() if min(layer.weight.shape[:2]) >= WIDE]
+    return [
+        name
+        for name, layer in layers.items()
+        if isinstance(layer, kind) and min(layer.weight.shape[:2]) >= WIDE
+    ]
 
 
 def wide_use(result: Mapping, config: Config, wide: Sequence[str]) -> tuple[float, float]:
@@ -151,7 +157,6 @@ def write_page(
 ) -> None:
     """Measure every variant and write the page; layers are listed of variant number ``main``."""
     config = load_config(CONFIG)
-    wide = wide_layers(network)
     results = [measure(network, variant) for variant in variants]
     write(
         page,
@@ -165,10 +170,11 @@ def write_page(
         " instruction. Use of the DSP core is useful multiplications"
         " (kept weights, real sizes) / (cycles * multipliers); use of the LUT core is products with"
         " one bit of a weight / (cycles * those it could make); both also over the cycles of those"
-        f" layers alone that have at least {WIDE} inputs and outputs. Each line is two commands,"
+        f" convolutions alone that have at least {WIDE} inputs and outputs, and (in parentheses)"
+        " with the linear layer, which waits for its weights. Each line is two commands,"
         f" rtl and cycle: `twillcore run {network} --config {CONFIG} OPTIONS --engine E`, with"
         " options " + ", ".join(f"`{v.options or '(none)'}`" for v in variants) + ".",
-        variants_table(variants, results, config, wide),
+        variants_table(network, variants, results, config),
         "## Where cycles were lost",
         "`padding` is work on rows, columns and inputs beyond the real sizes, `blocked` a wait for"
         " the drain (LUT core: or for a word of activations), `wait_X` the next instruction waited"
