@@ -373,17 +373,12 @@ INTRODUCTION = (
     " integers of the network and the cycles of the cycle engine."
 )
 OPEN = (
-    "* 2:4 trained for 500 steps was measured at commit `cd896fc` and ran on the RTL of `bee04ef`;"
-    " it has not been trained again since: fp32 0.9176 (0.787), rho 0.938; chip 0.9144 (0.780), rho"
-    " 0.934; 687,313 cycles, 1.96 times dense.\n"
     "* Digits: SR-STE at 2:4 is 0.4 points below the dense network that it starts from, 0.6 below"
     " one that is trained further for as many epochs.\n"
     "* The damping of repaired rounding was chosen with the evaluation sentences in sight (0.01"
     " gave 0.9368 in the place of 0.9736), so those figures are a little optimistic; without"
     " repair the integer program reaches 0.9566.\n"
-    "* DominoSearch is tested on small networks; on the vision transformer it had not left density"
-    " 1 after 1,700 of its 20,000 iterations when it was stopped. It has no figures here.\n"
-    "* Low rank, Mix&Match and N3H assignment have no figures on MiniLM.\n"
+    "* DominoSearch, low rank, Mix&Match and N3H assignment have no figures on MiniLM.\n"
     "* The network with bits is not trained: `--steps` trains it through fake quantisation."
 )
 MINILM_TEXT = (
