@@ -329,8 +329,19 @@ def bits(folder: str) -> None:
 
 
 def methods(*folders: str) -> None:
-    """Collect what ``twillcore compress`` says of networks, one per method."""
-    store("methods", [figures_of(folder) for folder in folders])
+    """Collect what ``twillcore compress`` says of networks, and run each on the RTL."""
+    rows = []
+    for folder in folders:
+        figures = figures_of(folder)
+        subject = find_subject(figures["network"])
+        module, policy = load_candidate(Path(folder), subject)
+        samples = subject.samples()
+        program = twillcore.compile(
+            module, samples[0], config=figures["config"], calibration=samples, policy=policy
+        )
+        rows.append(figures | {"rtl": on_rtl(program, samples[0]) | {"config": figures["config"]}})
+        say(f"{folder}: {rows[-1]['rtl']}")
+    store("methods", rows)
 
 
 # The page
@@ -471,13 +482,13 @@ def render_bits(rows: list[dict]) -> str:
 def render_methods(rows: list[dict]) -> str:
     """Return a line for each network."""
     return table(
-        ("command", "accuracy, %", "cycles", "speed-up", "bytes of weights"),
+        ("command", "accuracy, %", "cycles", "speed-up", "bytes of weights", "RTL"),
         [
             (
                 f"`twillcore compress {row['network']} --target {row['target']} --method"
                 f" {row['method']}" + (f" --steps {row['steps']}`" if row["steps"] else "`"),
                 f"{100 * row['score']:.1f}", f"{row['cycles']:,}", f"{row['speed_up']:.2f}",
-                f"{row['bytes']:,}",
+                f"{row['bytes']:,}", verdict(row["rtl"]),
             )
             for row in rows
         ],
