@@ -14,14 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from twillcore.compiler.attention import lower_attention, lower_matmul
-from twillcore.compiler.convolution import (
-    lower_concat,
-    lower_conv,
-    lower_fused,
-    lower_map,
-    lower_max_pool,
-)
+from twillcore.compiler.convolution import lower_concat, lower_conv, lower_map, lower_max_pool
 from twillcore.compiler.drain import clear_padding
+from twillcore.compiler.fusion import lower_fused
 from twillcore.compiler.graph import (
     Attention,
     Concat,
@@ -37,6 +32,7 @@ from twillcore.compiler.graph import (
     Softmax,
 )
 from twillcore.compiler.interleave import interleave, load_of
+from twillcore.compiler.limits import MOST_ROW_TILES
 from twillcore.compiler.lowering import (
     Held,
     Lowering,
@@ -195,7 +191,7 @@ def _groups(low: Lowering, op: Linear | Map, out_words: int) -> list[tuple[int, 
         most = min(most, low.scratch(space) // out_words)
     if low.is_streamed(op.residual):
         most = min(most, low.scratch(Space.WIDE) // out_words)
-    most = min(max(most, 1), (1 << 12) - 1)
+    most = min(max(most, 1), MOST_ROW_TILES)
     return pieces(rows, ceil_div(rows, most))
 
 
@@ -446,7 +442,7 @@ def _vector_pieces(low: Lowering, names: list[str]) -> list[tuple[int, int]]:
     """Split rows so that the readers start early, and temporary buffers stay small."""
     rows = low.rows(low.tensor(names[0]))
     most = rows if any(low.is_streamed(name) for name in names) else low.tuning.pieces
-    return pieces(rows, max(most, ceil_div(rows, (1 << 12) - 1)))
+    return pieces(rows, max(most, ceil_div(rows, MOST_ROW_TILES)))
 
 
 def _lower_layer_norm(low: Lowering, op: LayerNorm) -> None:

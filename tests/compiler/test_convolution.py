@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from twillcore.compiler.allocate import allocate
-from twillcore.compiler.convolution import geometry, layer_runs
+from twillcore.compiler.column_tiles import layer_runs
 from twillcore.compiler.dependences import derive_tokens, verify_contents, verify_order
 from twillcore.compiler.emit import emit
 from twillcore.compiler.errors import CompileError
@@ -18,6 +18,7 @@ from twillcore.compiler.lowering import Lowering, Tuning
 from twillcore.compiler.pipeline import compile_graph
 from twillcore.compiler.pitches import choose_pitches
 from twillcore.compiler.schedule import schedule
+from twillcore.compiler.tap_tables import geometry
 from twillcore.compiler.tile import Pairing, tile
 from twillcore.config import PRESETS
 from twillcore.isa import Engine, Function, Memory, Opcode
