@@ -392,7 +392,8 @@ class _Quantizer:
         factor = np.where(np.abs(factor) < smallest, smallest, factor)
         bias = np.rint(op.offset / factor).astype(np.int64)
         multiplier, shift = multipliers(factor / scale)
-        self.ops.append(Map(op.name, op.x, out, bias, multiplier, shift, **tail))
+        tail |= {"bias": bias, "multiplier": multiplier, "shift": shift}
+        self.ops.append(Map(op.name, op.x, out, **tail))
         self._other_form(op, out)
 
     def _drain(self, op: FloatLinear | FloatConv | FloatMap) -> tuple[str, float, dict]:
