@@ -14,6 +14,7 @@ import numpy as np
 
 from twillcore.compiler.errors import CompileError
 from twillcore.compiler.graph import Attention, MatMul, Tensor
+from twillcore.compiler.instructions import gemm, move, softmax
 from twillcore.compiler.lowering import Held, Lowering, ceil_div, parameter_entries, pieces
 from twillcore.compiler.steps import Buffer, Place, Space
 from twillcore.isa import MoveMode
@@ -36,7 +37,7 @@ def _move_keys(low: Lowering, name: str, source: Held, row: int, rows: int, word
     _require_operands(low, name, tiles * stride)
     target = Place(low.new(f"{name} keys", Space.OPERAND, tiles * stride))
     low.load(source, row, rows)
-    low.move(MoveMode.KEYS, source, row, rows, word, words, target, tiles * stride, stride)
+    move(low, MoveMode.KEYS, source, row, rows, word, words, target, tiles * stride, stride)
     return target
 
 
@@ -55,7 +56,7 @@ def _move_values(low: Lowering, name: str, source: Held, row: int, rows: int, wo
     target = Place(low.new(f"{name} values", Space.OPERAND, tiles * stride))
     low.load(source, row, rows)
     words = tiles * config.words_per_tile
-    low.move(MoveMode.VALUES, source, row, rows, word, words, target, tiles * stride, stride)
+    move(low, MoveMode.VALUES, source, row, rows, word, words, target, tiles * stride, stride)
     return target
 
 
@@ -146,19 +147,19 @@ def _logits(low: Lowering, op: Attention, item: int, head: int, bias: Buffer):
         e = low.temporary("exponentials", Space.ACTIVATION, row, count, words)
         maximum = Place(low.new("maxima", Space.MAXIMUM, count))
         lane = Place(low.new("lane scales", Space.LANE, count))
-        low.gemm(
-            source, logits, row, count, w=keys, tiles=tiles, blocks=head_words,
+        gemm(
+            low, source, logits, row, count, w=keys, tiles=tiles, blocks=head_words,
             beats=config.block, counted=1, parameter=Place(bias), word=word, maximum=maximum,
         )  # fmt: skip
-        low.softmax(logits, e, row, count, maximum, lane, op.numerator, op.lane_shift)
+        softmax(low, logits, e, row, count, maximum, lane, op.numerator, op.lane_shift)
         yield _Unit(values, row, count, e, lane)
 
 
 def _weighted_sum(low: Lowering, op: Attention, unit: _Unit) -> None:
     config, values = low.config, unit.values
     out = low.write(op.out, unit.row, unit.rows, values.word, values.words)
-    low.gemm(
-        unit.e, out, unit.row, unit.rows, w=values.place,
+    gemm(
+        low, unit.e, out, unit.row, unit.rows, w=values.place,
         tiles=values.words // config.words_per_tile,
         blocks=_value_blocks(low, low.tensor(op.v)), beats=config.block, counted=1,
         parameter=Place(values.parameters), lane=unit.lane, out_word=values.word,
@@ -201,8 +202,8 @@ def lower_matmul(low: Lowering, op: MatMul) -> None:
             # Weight rows must run on from tile to tile: moved rows beyond K separate them.
             singly = tile_rows != blocks * config.block
             for tile, step in pieces(count, count if singly else 1):
-                low.gemm(
-                    source, target, item * rows, rows,
+                gemm(
+                    low, source, target, item * rows, rows,
                     w=Place(w.buffer, tile * tile_rows), tiles=step, blocks=blocks,
                     beats=config.block, counted=1,
                     parameter=Place(parameters, tile * config.dsp_columns),

@@ -1,13 +1,39 @@
-"""Padding channels, of which a function table has made something in the drain."""
+"""The drain's parameters of whole words, and the channels that fill up the last one.
+
+These are 0, for which a function table has to be outwitted: what it makes of 0 is shifted away, or,
+where that is not enough, multiplied by 0 afterwards.
+"""
 
 import numpy as np
+from numpy.typing import NDArray
 
 from twillcore.compiler.errors import CompileError
 from twillcore.compiler.graph import Conv, Linear, Map
-from twillcore.compiler.lowering import Lowering, pieces
+from twillcore.compiler.lowering import Lowering, parameter_entries, pieces
 from twillcore.compiler.steps import Space
 from twillcore.isa import Function, Opcode
-from twillcore.numerics import look_up
+from twillcore.numerics import look_up, narrow
+
+NARROWEST = 15  #: narrow_shift with which only large values do not become 0
+
+
+def channel_entries(low: Lowering, op: Conv | Linear | Map) -> NDArray[np.uint64]:
+    """Return the parameters of all columns; of padding channels those that make 0 of 0, or try."""
+    padding = -low.tensor(op.out).channels % low.config.block
+    shift = NARROWEST if op.function == Function.TABLE and padding else 0
+    columns = (op.bias, 0), (op.multiplier, 0), (op.shift, 0), (op.narrow_shift, shift)
+    return parameter_entries(
+        *(np.concatenate([values, np.full(padding, fill, np.int64)]) for values, fill in columns)
+    )
+
+
+def fills_with_zeros(low: Lowering, op: Conv | Linear | Map) -> bool:
+    """Whether padding channels are 0 with the parameters of :func:`channel_entries`."""
+    out = low.tensor(op.out)
+    if op.function != Function.TABLE or not out.channels % low.config.block:
+        return True
+    value = look_up(0, op.table)
+    return int(narrow(value, NARROWEST) if out.bits == 8 else value) == 0
 
 
 def clear_padding(low: Lowering, op: Linear | Conv | Map) -> None:

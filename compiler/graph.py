@@ -43,25 +43,17 @@ class Op:
     name: str
 
 
-@dataclass(frozen=True)
-class Linear(Op):
-    """``out = narrow(f(scale_accumulator(x @ weight.T, bias, multiplier, shift) + residual))``.
+@dataclass(frozen=True, kw_only=True)
+class DrainedOp(Op):
+    """Base of what computes ``out = narrow(f(scale_accumulator(sum, ...) + residual))``.
 
-    x int8 (batch, rows, K); weight int8 (N, K) of which every aligned block of ``config.block``
-    inputs has at most ``beats`` non-zeros per output; residual, if any, int16 or int8 (batch, rows,
-    N), added by ``add_residual(.., residual_shift)``; function NONE, RELU or TABLE (``look_up`` in
-    ``table``, 256 int16). An int16 output is written before, an int8 output after
-    ``narrow(.., narrow_shift)``. bias, multiplier, shift and narrow_shift are (N,).
-
-    The last ``lut_channels`` outputs (a multiple of ``config.block``, or all) are the LUT core's:
-    their weights fit in ``lut_bits`` bits and need no sparsity. With ``help`` a core that would
-    idle may compute some rows of the other one's outputs.
+    The sum goes through ``scale_accumulator(sum, bias, multiplier, shift)``. residual, if any, is
+    int16 or int8, of the shape of the output, added by ``add_residual(.., residual_shift)``;
+    function NONE, RELU or TABLE (``look_up`` in ``table``, 256 int16). An int16 output is written
+    before, an int8 output after ``narrow(.., narrow_shift)``. bias, multiplier, shift and
+    narrow_shift are (N,), one per output channel.
     """
 
-    x: str
-    out: str
-    weight: NDArray[np.int8]
-    beats: int
     bias: Ints
     multiplier: Ints
     shift: Ints
@@ -70,14 +62,39 @@ class Linear(Op):
     residual_shift: int = 0
     function: Function = Function.NONE
     table: Ints | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightedOp(DrainedOp):
+    """Base of what has weights, for both cores.
+
+    The last ``lut_channels`` outputs (a multiple of ``config.block``, or all) are the LUT core's:
+    their weights fit in ``lut_bits`` bits and need no sparsity. With ``help`` a core that would
+    idle may compute some rows of the other one's outputs.
+    """
+
     lut_channels: int = 0
     lut_bits: int = 0
     help: bool = False
 
 
 @dataclass(frozen=True)
-class Conv(Op):
-    """As :class:`Linear` over windows: two-dimensional convolution of pixels.
+class Linear(WeightedOp):
+    """Sum ``x @ weight.T``: x int8 (batch, rows, K), weight int8 (N, K).
+
+    Of the weights, every aligned block of ``config.block`` inputs has at most ``beats`` non-zeros
+    per output of the DSP core.
+    """
+
+    x: str
+    out: str
+    weight: NDArray[np.int8]
+    beats: int
+
+
+@dataclass(frozen=True)
+class Conv(WeightedOp):
+    """Sum over windows: two-dimensional convolution of pixels.
 
     x int8 (batch, height * width, C) with a grid; weight int8 (N, kernel height, kernel width,
     C / groups). ``out[y, x, n]`` sums over ``x[y * stride + i * dilation - top, x * stride + j *
@@ -85,7 +102,7 @@ class Conv(Op):
     output is that of its tensor's grid. ``padding`` is (top, left): more on the other sides follows
     from the output's grid. With groups, output n reads channels from ``n // (N / groups) * (C /
     groups)`` on. In the weights of one tap, every aligned block of ``config.block`` inputs has at
-    most ``beats`` non-zeros per output of the DSP core. Everything else as in Linear.
+    most ``beats`` non-zeros per output of the DSP core.
     """
 
     x: str
@@ -96,17 +113,6 @@ class Conv(Op):
     dilation: int
     groups: int
     beats: int
-    bias: Ints
-    multiplier: Ints
-    shift: Ints
-    narrow_shift: Ints
-    residual: str | None = None
-    residual_shift: int = 0
-    function: Function = Function.NONE
-    table: Ints | None = None
-    lut_channels: int = 0
-    lut_bits: int = 0
-    help: bool = False
 
 
 @dataclass(frozen=True)
@@ -133,19 +139,11 @@ class Concat(Op):
 
 
 @dataclass(frozen=True)
-class Map(Op):
-    """As :class:`Linear` with the identity as weight: x int8 (batch, rows, N), one channel each."""
+class Map(DrainedOp):
+    """The drain alone: the sum is x, int8 (batch, rows, N)."""
 
     x: str
     out: str
-    bias: Ints
-    multiplier: Ints
-    shift: Ints
-    narrow_shift: Ints
-    residual: str | None = None
-    residual_shift: int = 0
-    function: Function = Function.NONE
-    table: Ints | None = None
 
 
 @dataclass(frozen=True)
@@ -271,7 +269,8 @@ class Graph:
             lines.append(f"input  {name}: int{tensor.bits} {list(tensor.shape)}")
         for op in self.ops:
             parts = []
-            for f in fields(op):
+            own = type(op).__annotations__
+            for f in sorted(fields(op), key=lambda f: f.name not in own):  # inherited ones last
                 value = getattr(op, f.name)
                 if f.name in ("name", "out", "wide_out") or value is None:
                     continue

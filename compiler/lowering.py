@@ -5,9 +5,8 @@ user has its own temporary buffers). :meth:`Lowering.read` and :meth:`Lowering.w
 Row tiles of the batch items follow each other, so for all but attention and windows a batch is just
 more rows.
 
-A tensor can be *part* of another one and have no buffer of its own: the inputs of a Concat are
-written into the channels of its output, and a layer writes its output over its residual where
-nobody else reads that.
+A tensor can be *part* of another one and have no buffer of its own
+(:mod:`twillcore.compiler.tensor_parts`).
 """
 
 import dataclasses
@@ -20,23 +19,16 @@ from numpy.typing import ArrayLike, NDArray
 
 from twillcore.compiler.errors import CompileError
 from twillcore.compiler.graph import (
-    Concat,
-    Conv,
-    Elementwise,
     Graph,
-    LayerNorm,
-    Linear,
-    Map,
-    MaxPool,
-    Op,
     Tensor,
     reads,
     writes,
 )
 from twillcore.compiler.pitches import choose_pitches
 from twillcore.compiler.steps import TABLE_UNITS, Buffer, Place, Plan, Region, Space, Step, depth
+from twillcore.compiler.tensor_parts import find_parts, is_tiled_exactly
 from twillcore.image import MASKED_BIAS, Layer, Slot
-from twillcore.isa import ISA, PARAMETER, PARAMETER_BYTES, Memory, MoveMode, Opcode, WeightFormat
+from twillcore.isa import ISA, PARAMETER, PARAMETER_BYTES, Memory, Opcode, WeightFormat
 from twillcore.weights import encode_rows, smallest_format
 
 PAIRED = 2 / 3  #: of the memory that one layer uses, for each of two interleaved ones
@@ -142,57 +134,6 @@ class Held:
         if not whole:
             words = min(words, self.words - word)
         return Region(self.buffer, self.place(row, word).offset, words, rows, self.stride)
-
-
-def is_tiled_exactly(op: Op, graph: Graph) -> bool:
-    """Whether an op writes only words that hold channels, and none to fill up a column tile."""
-    if isinstance(op, Linear):
-        narrow = op.residual is not None and graph.tensors[op.residual].bits == 8
-        return bool(op.lut_channels or narrow or graph.tensors[op.out].grid)
-    if isinstance(op, Map | Elementwise | LayerNorm):
-        return all(graph.tensors[name].grid is not None for name in writes(op))
-    return isinstance(op, Conv | MaxPool | Concat)
-
-
-def find_parts(graph: Graph) -> dict[str, tuple[str, int]]:
-    """Return the tensors that lie in another one: its name, and the first word of theirs.
-
-    Raises
-    ------
-    CompileError
-        If a Concat has parts that fill no words.
-    """
-    writers = {name: op for op in graph.ops for name in writes(op)}
-    last_read = {name: op for op in graph.ops for name in reads(op)}
-    shared = {*graph.inputs, *graph.outputs}  # they have a place in DRAM of their own
-    parts: dict[str, tuple[str, int]] = {}
-    for op in graph.ops:
-        if not isinstance(op, Concat):
-            continue
-        word = 0
-        for name in op.parts:
-            channels, block = graph.tensors[name].channels, graph.config.block
-            if channels % block and name != op.parts[-1]:
-                raise CompileError(
-                    f"{op.name}: {name} has {channels} channels; all parts of a concatenation but"
-                    f" the last need a multiple of {block}: use that many channels in the layers"
-                    " that compute them"
-                )
-            free = name not in shared and name not in parts and op.parts.count(name) == 1
-            if free and is_tiled_exactly(writers[name], graph):
-                parts[name] = op.out, word
-            word += ceil_div(channels, block)
-    concatenated = {op.out for op in graph.ops if isinstance(op, Concat)} | parts.keys()
-    for op in graph.ops:
-        residual = getattr(op, "residual", None)
-        if residual is None or not is_tiled_exactly(op, graph) or last_read[residual] is not op:
-            continue
-        alike = graph.tensors[residual].bits == graph.tensors[op.out].bits and is_tiled_exactly(
-            writers.get(residual, op), graph
-        )
-        if alike and op.x != residual and not {residual, op.out} & (shared | concatenated):
-            parts[op.out] = residual, 0
-    return parts
 
 
 class Lowering:
@@ -556,80 +497,6 @@ class Lowering:
             raise ValueError(f"{opcode.name} has no operands {sorted(operands)}")
         self.steps.append(Step(opcode, values, tuple(reads), tuple(writes), self.number))
 
-    def gemm(
-        self,
-        x: Held,
-        out: Held,
-        row: int,
-        rows: int,
-        *,
-        w: Place,
-        tiles: int,
-        blocks: int,
-        beats: int,
-        parameter: Place,
-        word: int = 0,
-        out_word: int = 0,
-        a_column_stride: int = 0,
-        residual: Held | None = None,
-        table: Buffer | None = None,
-        maximum: Place | None = None,
-        lane: Place | None = None,
-        **flags: int,
-    ) -> None:
-        """Append a GEMM on some row tiles and ``tiles`` column tiles.
-
-        It reads ``blocks`` words from ``word`` on (and ``a_column_stride`` further on for each
-        column tile), weight rows from ``w`` on, and writes words from ``out_word`` on. What it does
-        with them is in ``flags``, operands of the instruction; ``maximum`` is written, ``lane``
-        read, where they are given.
-        """
-        width = tiles * self.config.words_per_tile
-        reads = [
-            x.region(row, rows, word, blocks + (tiles - 1) * a_column_stride),
-            Region(w.buffer, w.offset, tiles * blocks * beats),
-        ]
-        writes = []
-        if not flags.get("hold"):
-            reads.append(
-                Region(parameter.buffer, parameter.offset, tiles * self.config.dsp_columns)
-            )
-            writes.append(out.region(row, rows, out_word, width, whole=True))
-        if residual is not None:
-            reads.append(residual.region(row, rows, out_word, width))
-            flags |= {
-                "residual": 1,
-                "residual_address": residual.place(row, out_word),
-                "residual_row_stride": residual.stride,
-            }
-        if table is not None:
-            reads.append(Region(table, 0, TABLE_UNITS))
-        if maximum is not None:
-            writes.append(Region(maximum.buffer, maximum.offset, rows))
-            flags |= {"keep_maximum": 1, "columns_inner": 1, "maximum": maximum}
-        if lane is not None:
-            reads.append(Region(lane.buffer, lane.offset, rows))
-            flags |= {"lane_scaled": 1, "lane": lane}
-        self.emit(
-            Opcode.GEMM,
-            reads,
-            writes,
-            a=x.place(row, word),
-            a_row_stride=x.stride,
-            a_column_stride=a_column_stride,
-            row_tiles=rows,
-            column_tiles=tiles,
-            blocks=blocks,
-            beats=beats,
-            w=w,
-            operand=int(w.buffer.space == Space.OPERAND),
-            parameter=parameter,
-            wide=int(out.buffer.space == Space.WIDE),
-            out=out.place(row, out_word),
-            out_row_stride=out.stride,
-            **flags,
-        )
-
     def replace(self, start: int, steps: Iterable[Step]) -> None:
         """Take ``steps`` for all from ``start`` on."""
         self.steps[start:] = steps
@@ -641,45 +508,6 @@ class Lowering:
         if self._windows.get(opcode) != values:
             self._windows[opcode] = values
             self.emit(opcode, (Region(tap, 0, tap.size),), (), **values)
-
-    def softmax(
-        self, logits: Held, e: Held, row: int, rows: int, maximum: Place, lane: Place,
-        numerator: int, shift: int,
-    ) -> None:  # fmt: skip
-        """Append a SOFTMAX of some row tiles, from scratch buffer to scratch buffer."""
-        self.emit(
-            Opcode.SOFTMAX,
-            (logits.region(row, rows, 0, logits.words), Region(maximum.buffer, 0, rows)),
-            (e.region(row, rows, 0, e.words), Region(lane.buffer, 0, rows)),
-            a=logits.place(row),
-            a_row_stride=logits.stride,
-            row_tiles=rows,
-            words=logits.words,
-            maximum=maximum,
-            lane=lane,
-            numerator=numerator,
-            shift=shift,
-            out=e.place(row),
-            out_row_stride=e.stride,
-        )
-
-    def move(
-        self, mode: MoveMode, source: Held, row: int, rows: int, word: int, words: int,
-        target: Place, size: int, column_stride: int,
-    ) -> None:  # fmt: skip
-        """Append a MOVE of ``words`` words of some row tiles, which fills ``size`` rows."""
-        self.emit(
-            Opcode.MOVE,
-            (source.region(row, rows, word, words),),
-            (Region(target.buffer, target.offset, size),),
-            mode=mode,
-            a=source.place(row, word),
-            a_row_stride=source.stride,
-            row_tiles=rows,
-            blocks=words,
-            out=target,
-            column_stride=column_stride,
-        )
 
     def plan(self) -> Plan:
         """Return everything collected."""

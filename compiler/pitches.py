@@ -24,8 +24,7 @@ from collections.abc import Iterator
 
 from twillcore.compiler.errors import CompileError
 from twillcore.compiler.graph import Attention, Conv, Graph, MatMul, MaxPool, Op, reads, writes
-
-LARGEST_PITCH = (1 << 10) - 1
+from twillcore.compiler.limits import LARGEST_PITCH
 
 
 def choose_pitches(graph: Graph) -> dict[str, int]:

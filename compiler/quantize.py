@@ -1,18 +1,13 @@
-"""The float graph to the integer graph: formats of tensors, integer parameters of ops.
+"""The float graph to the integer graph: integer parameters of ops.
 
-Every float tensor gets an int8 form, an int16 form or both, as its readers need. A scale follows
-from the absolute maximum over the calibration inputs. Int8 tensors that only linear layers read
-have power-of-two factors between channels (``channel_shift``), which the columns of those layers'
-weights take up. The forms that a residual connects differ by powers of two: int16 for rows of
-tokens, int8 for images, and without a wide memory for all.
+The formats of tensors are chosen in :mod:`twillcore.compiler.formats`.
 """
 
 import math
-from dataclasses import dataclass, field
 
 import numpy as np
 
-from twillcore.compiler.calibrate import ALONE, BEFORE, Calibration, Range
+from twillcore.compiler.calibrate import ALONE, BEFORE, Calibration
 from twillcore.compiler.errors import CompileError
 from twillcore.compiler.float_graph import (
     FloatAdd,
@@ -30,7 +25,7 @@ from twillcore.compiler.float_graph import (
     Floats,
     FloatSoftmax,
 )
-from twillcore.compiler.float_graph import Function as FloatFunction
+from twillcore.compiler.formats import EPSILON_LIMIT, Formats, clip_of
 from twillcore.compiler.graph import (
     Attention,
     Concat,
@@ -53,7 +48,6 @@ from twillcore.compiler.scales import (
     OCTAVES,
     SPAN,
     TINY,
-    TRIAL_OUTPUTS,
     Int8Scale,
     QuantisedWeight,
     common_multipliers,
@@ -63,19 +57,15 @@ from twillcore.compiler.scales import (
     plain_scale,
     positive_multiplier,
     quantise_weight,
-    related_scales,
-    smooth_scale,
     table_input_scale,
 )
-from twillcore.compiler.shares import NO_SHARES, LutShare, Shares
+from twillcore.compiler.shares import NO_SHARES, Shares
 from twillcore.compiler.sparsify import beats_per_block, window_beats
 from twillcore.compiler.split import split_channels
-from twillcore.compiler.ties import Ties
 from twillcore.config import Config
 from twillcore.isa import ElementwiseOp, Function
 from twillcore.numerics import INT8_MAX, INT16_MAX, NORM_FRACTION_BITS
 
-EPSILON_LIMIT = (1 << 32) - 1
 RESIDUAL_SHIFTS = range(-8, 16)
 CLIP_TOLERANCE = 1.004  # half a step of int8: where saturation counts as the clip of a function
 SMALLEST_LOGIT_FACTOR = 2.0**-13  # below it, the bias of a masked key would not saturate the logit
@@ -92,7 +82,8 @@ def quantize(
         If a tensor has no range in ``calibration``, functions need a table that the configuration
         has not (all of them in one message), or a layer cannot be divided as its share says.
     """
-    return _Quantizer(graph, calibration, config, shares).run()
+    formats = Formats(graph, calibration, config, shares)
+    return _Quantizer(graph, formats, config).run()
 
 
 def wide_name(name: str) -> str:
@@ -100,22 +91,17 @@ def wide_name(name: str) -> str:
     return name + ".wide"
 
 
-@dataclass
 class _Quantizer:
-    source: FloatGraph
-    calibration: Calibration
-    config: Config
-    shares: Shares = NO_SHARES
-    tensors: dict[str, Tensor] = field(default_factory=dict)
-    formats: dict[str, Int8Scale] = field(default_factory=dict)
-    tableless: list[str] = field(default_factory=list)  # functions that would need a table
-    ops: list[Op] = field(default_factory=list)
-    masks: dict[str, str] = field(default_factory=dict)  # mask input: mask of the float graph
+    """Makes the ops of the integer graph, one of the float graph after the other."""
+
+    def __init__(self, source: FloatGraph, formats: Formats, config: Config) -> None:
+        self.source, self.formats, self.config = source, formats, config
+        self.tensors: dict[str, Tensor] = {}
+        self.ops: list[Op] = []
+        self.masks: dict[str, str] = {}  # mask input: mask of the float graph
+        self.tableless: list[str] = []  # functions that would need a table
 
     def run(self) -> Graph:
-        self.producers = {op.out: op for op in self.source.ops}
-        self.need8, self.need16 = self._needs()
-        self.ties = Ties(self.source, {op.out for op in self.source.ops if self._ties(op)})
         for name in self.source.inputs:
             self._input(name)
         for op in self.source.ops:
@@ -137,55 +123,6 @@ class _Quantizer:
             {"masks": dict(self.masks)},
         )  # fmt: skip
 
-    # Which forms a tensor has
-
-    def _needs(self) -> tuple[set[str], set[str]]:
-        need8, need16, either = set(), set(), set()
-        for op in self.source.ops:
-            match op:
-                case FloatLinear() | FloatConv() | FloatMap():
-                    need8.add(op.x)
-                    if op.residual is not None:
-                        (need8 if self._narrow_residual(op) else need16).add(op.residual)
-                case FloatSoftmax() | FloatMaxPool():
-                    need8.add(op.x)
-                case FloatConcat():
-                    need8 |= set(op.parts)
-                case FloatMatMul():
-                    need8 |= {op.a, op.b}
-                case FloatAttention():
-                    need8 |= {op.q, op.k, op.v}
-                case FloatLayerNorm():
-                    need16.add(op.x)
-                case FloatAdd() | FloatMultiply():
-                    either |= {op.a, op.b}
-        either |= {name for name, _, _ in self.source.outputs}
-        for name in either:
-            narrow_only = isinstance(
-                self.producers.get(name),
-                FloatAttention | FloatSoftmax | FloatMaxPool | FloatConcat,
-            )
-            narrow_only |= not self.config.wide_depth or self._is_image(name)
-            (need8 if narrow_only else need16).add(name)
-        return need8, need16
-
-    def _is_image(self, name: str) -> bool:
-        """Whether a tensor has more than one pixel: such tensors are int8."""
-        return self.source.tensors[name].grid not in (None, (1, 1))
-
-    def _narrow_residual(self, op: FloatLinear | FloatConv | FloatMap) -> bool:
-        """Whether the residual of an op is int8: of images, and without wide memory."""
-        return not self.config.wide_depth or self.source.tensors[op.out].grid is not None
-
-    def _ties(self, op: FloatOp) -> bool:
-        """Whether an op adds an int8 residual so that its result has a related scale."""
-        return (
-            getattr(op, "residual", None) is not None
-            and self._narrow_residual(op)
-            and op.out not in self.need16
-            and (op.function is None or op.function.name == "relu")
-        )
-
     def _form(self, name: str, bits: int) -> str:
         """Return the form of a tensor that has ``bits``, or else the one there is."""
         if bits == 16 and wide_name(name) in self.tensors:
@@ -203,111 +140,11 @@ class _Quantizer:
     def _declare8(self, name: str, scale: Int8Scale) -> str:
         return self._declare(name, 8, scale.scale, scale.shift)
 
-    def range(self, name: str) -> Range:
-        """Return what calibration saw."""
-        try:
-            return self.calibration[name]
-        except KeyError:
-            raise CompileError(f"no calibration of {name}") from None
-
     def _input(self, name: str) -> None:
-        if name in self.need16:
-            self._declare(name, 16, self._scale16(name, self.range(name).peak))
-        if name in self.need8:
-            self._declare8(name, self._scale8(name, SPAN))
-
-    # Scales
-
-    def _scale8(self, name: str, span: int) -> Int8Scale:
-        """Choose the int8 format of a tensor, and of those that are tied to it."""
-        if name not in self.formats:
-            groups = self.ties.related(name)
-            if len(groups) > 1:
-                peaks = [max(self.range(n).peak for n in group) for group in groups]
-                samples = [
-                    np.concatenate([self.range(n).sample.reshape(-1) for n in group])
-                    for group in groups
-                ]
-                limits = {self._limit(group) for group in groups} - {None}
-                limit = limits.pop() if len(limits) == 1 else None
-                scales = related_scales(list(zip(peaks, samples, strict=True)), limit)
-            else:
-                scales = [None]
-            for group, scale in zip(groups, scales, strict=True):
-                channels = {n: self.source.tensors[n].channels for n in group}
-                if scale is None and len(group) > 1 and len(set(channels.values())) > 1:
-                    scale = max(self.range(n).peak for n in group) / INT8_MAX
-                if scale is None:
-                    form = self._free_scale8(group, span)
-                    self.formats |= dict.fromkeys(group, form)
-                    continue
-                for n in group:
-                    zeros = np.zeros(channels[n], np.int64)
-                    self.formats[n] = Int8Scale(max(scale, TINY), zeros)
-        return self.formats[name]
-
-    def _free_scale8(self, group: list[str], span: int) -> Int8Scale:
-        """Choose the format of tensors with one scale, the first of which is pooled to others."""
-        values = max((self.range(n) for n in group), key=lambda r: r.peak)
-        weights: list[Floats] = []
-        plain = any(n in self.ties.plain or self._converted(n) for n in group)
-        # channels of a folded image are the same colours: few pixels say little about each
-        plain |= any(n in self.source.inputs and self.source.inputs[n].channels for n in group)
-        for op in self.source.ops:
-            match op:
-                case FloatLinear() | FloatConv() if op.x in group:
-                    weights.append(_by_inputs(op))
-                    share = self._share(op)
-                    plain |= share is not None and share.bits < 8  # they would need more bits
-                    plain |= op.residual in group and self._narrow_residual(op)
-                case FloatLinear() | FloatConv() if op.residual in group:
-                    plain |= self._narrow_residual(op)
-                case FloatMap() if op.x in group or op.residual in group:
-                    plain |= op.x in group or self._narrow_residual(op)
-                case FloatMatMul():
-                    plain |= op.a in group or op.b in group
-                case FloatSoftmax():
-                    plain |= op.x in group
-                case FloatAttention():
-                    plain |= any(n in group for n in (op.q, op.k, op.v))
-                case FloatAdd() | FloatMultiply():
-                    plain |= any(n in group and n not in self.need16 for n in (op.a, op.b))
-        if plain or not weights:
-            return plain_scale(values)
-        return smooth_scale(values, weights, span, self._limit(group))
-
-    def _limit(self, group: list[str]) -> float | None:
-        """Return where a function clips one of the tensors, if it does."""
-        clips = (_clip(getattr(self.producers.get(n), "function", None)) for n in group)
-        return next((clip[1] for clip in clips if clip), None)
-
-    def _converted(self, name: str) -> bool:
-        """Whether the int8 form of a tensor is made of its int16 form."""
-        producer = self.producers.get(name)
-        both = name in self.need8 and name in self.need16
-        return both and producer is not None and not isinstance(producer, FloatLayerNorm)
-
-    def _scale16(self, name: str, peak: float) -> float:
-        """Choose the scale of an int16 tensor that holds values up to ``peak``."""
-        return max(peak * HEADROOM / INT16_MAX, self._coarse_enough(name), TINY)
-
-    def _coarse_enough(self, name: str) -> float:
-        """Return the finest scale with which epsilon fits in the layer norms that read a tensor."""
-        channels = self.source.tensors[name].channels
-        return max(
-            (
-                math.sqrt(op.epsilon) * channels / math.sqrt(EPSILON_LIMIT)
-                for op in self.source.ops
-                if isinstance(op, FloatLayerNorm) and op.x == name
-            ),
-            default=0.0,
-        )
-
-    def _related(self, scale: float, finest: float) -> tuple[float, int]:
-        """Return the finest ``scale * 2**j`` not below ``finest``, and j as residual shift."""
-        j = math.ceil(math.log2(finest / scale) - 1e-9)
-        j = min(max(j, RESIDUAL_SHIFTS[0]), RESIDUAL_SHIFTS[-1])
-        return scale * 2.0**j, j
+        if name in self.formats.need16:
+            self._declare(name, 16, self.formats.scale16(name, self.formats.range(name).peak))
+        if name in self.formats.need8:
+            self._declare8(name, self.formats.scale8(name, SPAN))
 
     # Ops
 
@@ -318,7 +155,7 @@ class _Quantizer:
         weight = quantised.weight.reshape(op.weight.shape)
         tail |= {"bias": quantised.bias, "multiplier": multiplier, "shift": shift}
         tail |= {"beats": self._beats(op, weight[: len(weight) - lut])}
-        if (share := self._share(op)) is not None:
+        if (share := self.formats.share(op)) is not None:
             tail |= {"lut_channels": lut, "lut_bits": share.bits, "help": share.share is None}
         if isinstance(op, FloatConv):
             geometry = op.stride, op.padding, op.dilation, op.groups
@@ -338,7 +175,7 @@ class _Quantizer:
             return quantise_weight(rows[part], op.bias[part], form, scale * INT16_MAX, bits)
 
         whole = quantised(slice(None))
-        share = self._share(op)
+        share = self.formats.share(op)
         if share is None:
             return whole, 0
         tensor, taps = self.source.tensors[op.out], math.prod(op.weight.shape[1:-1])
@@ -363,24 +200,18 @@ class _Quantizer:
         parts = ((getattr(whole, f)[:here], getattr(few, f)) for f in ("weight", "bias", "unit"))
         return QuantisedWeight(*map(np.concatenate, parts)), lut
 
-    def _share(self, op: FloatLinear | FloatConv) -> LutShare | None:
-        """Return what the LUT core may compute of a layer; it does no groups."""
-        if not self.config.lut_columns or getattr(op, "groups", 1) > 1:
-            return None
-        return self.shares.of(op.name)
-
     def _beats(self, op: FloatLinear | FloatConv, weight: np.ndarray) -> int:
         if isinstance(op, FloatConv):
             return window_beats(weight, op.groups, self.config.block)
         return beats_per_block(weight, self.config.block)
 
     def max_pool(self, op: FloatMaxPool) -> None:
-        out = self._declare8(op.out, self._scale8(op.out, SPAN))
+        out = self._declare8(op.out, self.formats.scale8(op.out, SPAN))
         self.ops.append(MaxPool(op.name, op.x, out, op.kernel, op.stride, op.padding, op.dilation))
         self._other_form(op, out)
 
     def concat(self, op: FloatConcat) -> None:
-        out = self._declare8(op.out, self._scale8(op.out, SPAN))
+        out = self._declare8(op.out, self.formats.scale8(op.out, SPAN))
         self.ops.append(Concat(op.name, op.parts, out))
         self._other_form(op, out)
 
@@ -392,7 +223,8 @@ class _Quantizer:
         factor = np.where(np.abs(factor) < smallest, smallest, factor)
         bias = np.rint(op.offset / factor).astype(np.int64)
         multiplier, shift = multipliers(factor / scale)
-        self.ops.append(Map(op.name, op.x, out, bias, multiplier, shift, **tail))
+        tail |= {"bias": bias, "multiplier": multiplier, "shift": shift}
+        self.ops.append(Map(op.name, op.x, out, **tail))
         self._other_form(op, out)
 
     def _drain(self, op: FloatLinear | FloatConv | FloatMap) -> tuple[str, float, dict]:
@@ -402,13 +234,13 @@ class _Quantizer:
         fields of the op.
         """
         residual = op.residual
-        after = self.range(op.out)
-        wide = op.out in self.need16
+        after = self.formats.range(op.out)
+        wide = op.out in self.formats.need16
         narrow_shift = np.zeros(len(after.low), np.int64)
         if wide:
-            out8, scale = None, self._scale16(op.out, self._peak(op))
+            out8, scale = None, self.formats.scale16(op.out, self._peak(op))
         else:
-            out8 = self._scale8(op.out, SPAN)
+            out8 = self.formats.scale8(op.out, SPAN)
             spare = SPAN - int(out8.shift.max(initial=0))
             narrow_shift = out8.shift + spare
             scale = out8.scale / 2.0**spare
@@ -416,11 +248,11 @@ class _Quantizer:
         tail: dict = {"function": function}
         before = scale
         if function == Function.TABLE:
-            before = table_input_scale(op.function, self.range(op.out + BEFORE))
+            before = table_input_scale(op.function, self.formats.range(op.out + BEFORE))
         if residual is not None:
-            bits = 8 if self._narrow_residual(op) else 16
+            bits = 8 if self.formats.narrow_residual(op) else 16
             wide_residual = self.tensors[self._form(residual, bits)]
-            if function != Function.TABLE and self._ties(op):
+            if function != Function.TABLE and self.formats.is_tied(op):
                 whole = round(math.log2(out8.scale / wide_residual.scale))  # exactly
                 finest = self._peak(op) / INT16_MAX
                 j = math.ceil(math.log2(max(finest, TINY) / wide_residual.scale) - 1e-9)
@@ -429,14 +261,14 @@ class _Quantizer:
                 narrow_shift = np.full_like(narrow_shift, whole - j)
             elif function != Function.TABLE:
                 finest = scale if wide else max(scale, self._peak(op) / INT16_MAX)
-                before, j = self._related(wide_residual.scale, finest)
+                before, j = _related(wide_residual.scale, finest)
                 if not wide:  # the residual's scale decides, the int8 format follows
                     spare = max(0, math.ceil(math.log2(after.peak / INT8_MAX / before + TINY)))
                     narrow_shift = np.full_like(narrow_shift, min(spare, 15))
                     out8 = Int8Scale(before * 2.0**spare, np.zeros_like(narrow_shift))
                 scale = before
             else:
-                before, j = self._related(wide_residual.scale, before)
+                before, j = _related(wide_residual.scale, before)
             tail |= {"residual": wide_residual.name, "residual_shift": j}
         if function == Function.TABLE:
             tail["table"] = make_table(op.function, before, scale).entries
@@ -447,7 +279,7 @@ class _Quantizer:
         """Choose how the drain computes a function; ``out`` is the int8 format of the result."""
         if op.function is None or op.function.name == "relu":
             return Function.NONE if op.function is None else Function.RELU
-        clip = _clip(op.function)
+        clip = clip_of(op.function)
         if clip is not None and out is not None and op.residual is None:
             top = out.scale * 2.0 ** int(out.shift.max(initial=0)) * INT8_MAX
             if top <= clip[1] * CLIP_TOLERANCE:  # int8 saturates there
@@ -458,21 +290,23 @@ class _Quantizer:
 
     def _peak(self, op: FloatLinear | FloatConv | FloatMap) -> float:
         """Largest value on the way through a drain."""
-        peak = self.range(op.out).peak
+        peak = self.formats.range(op.out).peak
         if op.residual is not None and (op.function is None or op.function.name == "relu"):
-            peak = max(peak, self.range(op.out + ALONE).peak, self.range(op.residual).peak)
+            peak = max(
+                peak, self.formats.range(op.out + ALONE).peak, self.formats.range(op.residual).peak
+            )
         return peak
 
     def _other_form(self, op: FloatOp, out: str) -> None:
         """Convert a result to the form that its op did not write."""
         name = op.out
         tensor = self.tensors[out]
-        if tensor.bits == 16 and name in self.need8:
-            scale = self._scale8(name, SPAN).scale
+        if tensor.bits == 16 and name in self.formats.need8:
+            scale = self.formats.scale8(name, SPAN).scale
             form = self._declare(name, 8, scale)
             self._convert(op.name, out, form, tensor.scale / scale * 256, 8)
-        elif tensor.bits == 8 and name in self.need16:
-            scale = self._scale16(name, self.range(name).peak)
+        elif tensor.bits == 8 and name in self.formats.need16:
+            scale = self.formats.scale16(name, self.formats.range(name).peak)
             form = self._declare(name, 16, scale)
             self._convert(op.name, out, form, tensor.scale / scale, 0)
 
@@ -484,14 +318,14 @@ class _Quantizer:
 
     def layer_norm(self, op: FloatLayerNorm) -> None:
         x = self.tensors[self._form(op.x, 16)]
-        values, channels = self.range(op.out), x.channels
-        wide, narrow = op.out in self.need16, op.out in self.need8
+        values, channels = self.formats.range(op.out), x.channels
+        wide, narrow = op.out in self.formats.need16, op.out in self.formats.need8
         out = wide_out = None
         narrow_shift = np.zeros(channels, np.int64)
         scale = values.peak * HEADROOM / INT16_MAX
         if narrow:
             span = SPAN - int(wide)  # one bit of headroom for the residual stream
-            out8 = self._scale8(op.out, span)
+            out8 = self.formats.scale8(op.out, span)
             spare = span - int(out8.shift.max(initial=0))
             narrow_shift = out8.shift + spare
             scale = out8.scale / 2.0**spare
@@ -507,15 +341,15 @@ class _Quantizer:
 
     def matmul(self, op: FloatMatMul) -> None:
         a, b = self.tensors[op.a], self.tensors[op.b]
-        wide = op.out in self.need16
-        peak = self.range(op.out).peak
+        wide = op.out in self.formats.need16
+        peak = self.formats.range(op.out).peak
         channels = self.source.tensors[op.out].channels
         narrow_shift = np.zeros(channels, np.int64)
         if wide:
-            scale = self._scale16(op.out, peak)
+            scale = self.formats.scale16(op.out, peak)
             out = self._declare(op.out, 16, scale)
         else:
-            out8 = self._scale8(op.out, SPAN)
+            out8 = self.formats.scale8(op.out, SPAN)
             spare = SPAN - int(out8.shift.max(initial=0))
             narrow_shift = out8.shift + spare
             scale = out8.scale / 2.0**spare
@@ -531,7 +365,7 @@ class _Quantizer:
         q, k, v = (self.tensors[name] for name in (op.q, op.k, op.v))
         factor = q.scale * k.scale * op.scale * OCTAVES
         multiplier, shift = positive_multiplier(max(factor, SMALLEST_LOGIT_FACTOR))
-        out8 = self._scale8(op.out, SPAN)
+        out8 = self.formats.scale8(op.out, SPAN)
         spare = SPAN - int(out8.shift.max(initial=0))
         out = self._declare8(op.out, out8)
         numerator, lane_shift = lane_numerator(v.scale / (out8.scale / 2.0**spare))
@@ -554,7 +388,7 @@ class _Quantizer:
 
     def softmax(self, op: FloatSoftmax) -> None:
         x = self.tensors[op.x]
-        scale = max(self.range(op.out).peak, 2.0**-15) / INT8_MAX
+        scale = max(self.formats.range(op.out).peak, 2.0**-15) / INT8_MAX
         multiplier, shift = positive_multiplier(
             max(x.scale * op.scale * OCTAVES, SMALLEST_LOGIT_FACTOR)
         )
@@ -587,9 +421,9 @@ class _Quantizer:
 
     def _vector_output(self, op: FloatAdd | FloatMultiply) -> tuple[str, float, int]:
         """Declare the output of an elementwise op; return it, its int16 scale and narrow_shift."""
-        values = self.range(op.out)
-        if op.out in self.need16:
-            scale = self._scale16(op.out, values.peak)
+        values = self.formats.range(op.out)
+        if op.out in self.formats.need16:
+            scale = self.formats.scale16(op.out, values.peak)
             return self._declare(op.out, 16, scale), scale, 0
         out8 = plain_scale(values)
         return self._declare8(op.out, out8), out8.scale / 2.0**SPAN, SPAN
@@ -609,39 +443,6 @@ def _per_input(op: FloatLinear | FloatConv, values: Ints) -> Ints:
     return np.repeat(grouped, len(op.weight) // op.groups, 0)
 
 
-def _by_inputs(op: FloatLinear | FloatConv) -> Floats:
-    """Return some rows of the weight of a layer as (rows, inputs): of a convolution, of all taps.
-
-    A row has the weights of one output and tap, 0 for inputs of other groups.
-    """
-    if isinstance(op, FloatLinear):
-        return op.weight
-    inputs = op.weight.shape[3]
-    rows = op.weight.reshape(-1, inputs)
-    if op.groups == 1:
-        return rows
-    if op.depthwise:  # rows without any other input: one per input is enough
-        tallest = np.abs(op.weight).reshape(op.groups, -1).max(1)
-        return np.diag(tallest)
-    taps = len(rows) // len(op.weight)
-    group = np.arange(len(rows)) // taps // (len(op.weight) // op.groups)
-    step = -(-len(rows) // (4 * TRIAL_OUTPUTS))
-    spread = np.zeros((len(rows[::step]), op.groups * inputs), np.float32)
-    columns = group[::step, None] * inputs + np.arange(inputs)
-    np.put_along_axis(spread, columns, rows[::step], 1)
-    return spread
-
-
-def _clip(function: FloatFunction | None) -> tuple[float, float] | None:
-    """Return the bounds of a function that clips to (0, high) or (-high, high), else None."""
-    if function is None or function.name not in ("relu6", "hardtanh"):
-        return None
-    low, high = (0.0, 6.0) if function.name == "relu6" else (*function.arguments, -1.0, 1.0)[:2]
-    if function.name == "hardtanh" and len(function.arguments) == 1:
-        low, high = function.arguments[0], 1.0
-    return (low, high) if high > 0 and low in (0.0, -high) else None
-
-
 def _norm_parameters(gamma: Floats, beta: Floats) -> tuple[Ints, Ints, Ints]:
     """Return integer gamma, beta and shift; ``gamma`` and ``beta`` are in units of the output."""
     gamma, beta = gamma.astype(np.float64), beta.astype(np.float64)
@@ -656,6 +457,13 @@ def _norm_parameters(gamma: Floats, beta: Floats) -> tuple[Ints, Ints, Ints]:
         np.clip(np.rint(beta * 2.0**shift), -BIAS_LIMIT, BIAS_LIMIT).astype(np.int64),
         shift,
     )
+
+
+def _related(scale: float, finest: float) -> tuple[float, int]:
+    """Return the finest ``scale * 2**j`` not below ``finest``, and j as residual shift."""
+    j = math.ceil(math.log2(finest / scale) - 1e-9)
+    j = min(max(j, RESIDUAL_SHIFTS[0]), RESIDUAL_SHIFTS[-1])
+    return scale * 2.0**j, j
 
 
 _RULES = {

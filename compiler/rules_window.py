@@ -14,18 +14,12 @@ from twillcore.compiler.float_graph import (
     FloatMaxPool,
     FloatTensor,
 )
+from twillcore.compiler.limits import LARGEST_STRIDE, MOST_PIXELS, MOST_TAPS, TAP_REACH
 from twillcore.compiler.symbols import Host, floats_of
 from twillcore.compiler.views import Atom, NoViewError, View, dimension, image_dims
-from twillcore.isa import ISA, TAP, Opcode
 
 if TYPE_CHECKING:
     from twillcore.compiler.builder import Builder
-
-_WINDOW = {field.name: field for field in ISA[Opcode.WINDOW].operands}
-_TAP = {field.name: field for field in TAP}
-MOST_TAPS = _WINDOW["taps"].high
-MOST_PIXELS = _WINDOW["width"].high
-STRIDES = (1, 2)  # what a window can do
 
 
 def check_window(
@@ -46,11 +40,11 @@ def check_window(
     taps, most = math.prod(kernel), min(MOST_TAPS, low.config.tap_depth)
     if taps > most:
         raise NoViewError(f"a kernel of {taps} taps: at most {most}, use several smaller ones")
-    for before, length, limits in zip(padding, kernel, (_TAP["dy"], _TAP["dx"]), strict=True):
+    for before, length, (low_end, high_end) in zip(padding, kernel, TAP_REACH, strict=True):
         last = (length - 1) * dilation - before
-        if -before < limits.low or last > limits.high:
+        if -before < low_end or last > high_end:
             raise NoViewError(
-                f"a window from {-before} to {last} pixels: at most {limits.low} to {limits.high}"
+                f"a window from {-before} to {last} pixels: at most {low_end} to {high_end}"
             )
 
 
@@ -97,7 +91,9 @@ def _convolve(
     """Emit a convolution of a canonical image; ``kernel`` is (N, height, width, C / groups)."""
     source, grid = low.tensors[image.base], _output_grid(low, directions)
     _check_stride(low, image, stride)
-    if stride in STRIDES or image.base not in low.inputs:  # else the host will fold the input
+    if (
+        stride <= LARGEST_STRIDE or image.base not in low.inputs
+    ):  # else the host will fold the input
         check_window(low, source.grid, kernel.shape[1:3], padding, dilation)
     out = low.tensor(
         low.node.name, FloatTensor("", source.batch, math.prod(grid), len(kernel), grid)

@@ -22,12 +22,12 @@ from twillcore.compiler.float_graph import (
     Layout,
     float_reads,
 )
+from twillcore.compiler.limits import LARGEST_STRIDE
 from twillcore.compiler.shares import NO_SHARES, LutShare, Shares
 from twillcore.compiler.sparsify import window_beats
 from twillcore.compiler.split import finish_cycles, split_channels
 from twillcore.config import Config
 
-LARGEST_STRIDE = 2  # of a window
 MOST_CHANNELS = 16  # of the folded image, if the convolution could do without
 
 

@@ -14,14 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from twillcore.compiler.attention import lower_attention, lower_matmul
-from twillcore.compiler.convolution import (
-    lower_concat,
-    lower_conv,
-    lower_fused,
-    lower_map,
-    lower_max_pool,
-)
+from twillcore.compiler.convolution import lower_concat, lower_conv, lower_map, lower_max_pool
 from twillcore.compiler.drain import clear_padding
+from twillcore.compiler.fusion import lower_fused
 from twillcore.compiler.graph import (
     Attention,
     Concat,
@@ -36,17 +31,19 @@ from twillcore.compiler.graph import (
     Op,
     Softmax,
 )
+from twillcore.compiler.instructions import gemm, softmax
 from twillcore.compiler.interleave import interleave, load_of
+from twillcore.compiler.limits import MOST_ROW_TILES
 from twillcore.compiler.lowering import (
     Held,
     Lowering,
     Tuning,
     ceil_div,
-    is_tiled_exactly,
     parameter_entries,
     pieces,
 )
 from twillcore.compiler.steps import Place, Plan, Region, Space, Step
+from twillcore.compiler.tensor_parts import is_tiled_exactly
 from twillcore.isa import Function, Opcode
 
 LEAST_GAIN = 0.03  #: of the time of two layers one after the other, for them to go together
@@ -195,7 +192,7 @@ def _groups(low: Lowering, op: Linear | Map, out_words: int) -> list[tuple[int, 
         most = min(most, low.scratch(space) // out_words)
     if low.is_streamed(op.residual):
         most = min(most, low.scratch(Space.WIDE) // out_words)
-    most = min(max(most, 1), (1 << 12) - 1)
+    most = min(max(most, 1), MOST_ROW_TILES)
     return pieces(rows, ceil_div(rows, most))
 
 
@@ -342,8 +339,8 @@ class _Chunk:
         low, op = self.low, self.op
         word = self.word + tile * low.config.words_per_tile
         last = not arguments.get("hold")
-        low.gemm(
-            self.source, self.out, row, rows, tiles=tiles, beats=op.beats, out_word=word,
+        gemm(
+            low, self.source, self.out, row, rows, tiles=tiles, beats=op.beats, out_word=word,
             **(_drain_arguments(low, op, self.residual) if last else {}), **arguments,
         )  # fmt: skip
         if last:
@@ -393,8 +390,8 @@ def _lower_map(low: Lowering, op: Map) -> None:
             channels = min(out.channels - columns.start, count * config.dsp_columns)
             weights = _identity(low, op, count, channels)
             parameters = low.parameters(op.name, entries[columns], (first, count))
-            low.gemm(
-                source, target, row, rows, w=weights, tiles=count, blocks=width, beats=1,
+            gemm(
+                low, source, target, row, rows, w=weights, tiles=count, blocks=width, beats=1,
                 parameter=Place(parameters), word=words[0], out_word=words[0],
                 a_column_stride=width, **_drain_arguments(low, op, residual),
             )  # fmt: skip
@@ -425,14 +422,14 @@ def _lower_softmax(low: Lowering, op: Softmax) -> None:
         maximum = Place(low.new("maxima", Space.MAXIMUM, count))
         lane = Place(low.new("lane scales", Space.LANE, count))
         shape = {"w": weights, "tiles": tiles, "blocks": width, "beats": 1}
-        low.gemm(
-            source, logits, row, count, **shape, parameter=Place(logit), maximum=maximum,
+        gemm(
+            low, source, logits, row, count, **shape, parameter=Place(logit), maximum=maximum,
             a_column_stride=width,
         )  # fmt: skip
-        low.softmax(logits, e, row, count, maximum, lane, op.numerator, op.lane_shift)
+        softmax(low, logits, e, row, count, maximum, lane, op.numerator, op.lane_shift)
         for first, step in chunks:
-            low.gemm(
-                e, target, row, count, w=weights, tiles=step, blocks=width, beats=1,
+            gemm(
+                low, e, target, row, count, w=weights, tiles=step, blocks=width, beats=1,
                 parameter=Place(final), lane=lane, word=first * width, out_word=first * width,
                 a_column_stride=width,
             )  # fmt: skip
@@ -446,7 +443,7 @@ def _vector_pieces(low: Lowering, names: list[str]) -> list[tuple[int, int]]:
     """Split rows so that the readers start early, and temporary buffers stay small."""
     rows = low.rows(low.tensor(names[0]))
     most = rows if any(low.is_streamed(name) for name in names) else low.tuning.pieces
-    return pieces(rows, max(most, ceil_div(rows, (1 << 12) - 1)))
+    return pieces(rows, max(most, ceil_div(rows, MOST_ROW_TILES)))
 
 
 def _lower_layer_norm(low: Lowering, op: LayerNorm) -> None:

@@ -223,8 +223,8 @@ class _Builder:
         bias, multiplier, shift = self.column_scales(sums, 1000.0)
         out = self.tensor(self.shape(x)[0], columns, 8)
         self.add(
-            Linear(self.name("projection"), x, out, weight, self.config.block, bias, multiplier,
-                   shift, self.narrow_shifts(columns))
+            Linear(self.name("projection"), x, out, weight, self.config.block, bias=bias,
+                   multiplier=multiplier, shift=shift, narrow_shift=self.narrow_shifts(columns))
         )  # fmt: skip
         return out
 

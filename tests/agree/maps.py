@@ -243,9 +243,10 @@ def residual_block(config: Config, side: int, channels: int, beats: int, lut: in
         # sums of products with activations of about 74, to about 74 * 2**4 before it is narrowed
         mantissa, exponent = np.frexp(2**4 / norms)
         ops.append(
-            Conv(out, x, out, weight, 1, (1, 1), 1, 1, beats, np.zeros(channels, int),
-                 (mantissa * (1 << 15)).astype(int).clip(max=(1 << 15) - 1), 15 - exponent,
-                 np.full(channels, 4), residual, 4 if residual else 0, Function.RELU, None, lut,
-                 4 if lut else 0, help=True)
+            Conv(out, x, out, weight, 1, (1, 1), 1, 1, beats, bias=np.zeros(channels, int),
+                 multiplier=(mantissa * (1 << 15)).astype(int).clip(max=(1 << 15) - 1),
+                 shift=15 - exponent, narrow_shift=np.full(channels, 4), residual=residual,
+                 residual_shift=4 if residual else 0, function=Function.RELU, lut_channels=lut,
+                 lut_bits=4 if lut else 0, help=True)
         )  # fmt: skip
     return Graph(config, tensors, tuple(ops), ("x",), ("out",))

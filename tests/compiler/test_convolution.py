@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from twillcore.compiler.allocate import allocate
-from twillcore.compiler.convolution import geometry, layer_runs
+from twillcore.compiler.column_tiles import layer_runs
 from twillcore.compiler.dependences import derive_tokens, verify_contents, verify_order
 from twillcore.compiler.emit import emit
 from twillcore.compiler.errors import CompileError
@@ -18,6 +18,7 @@ from twillcore.compiler.lowering import Lowering, Tuning
 from twillcore.compiler.pipeline import compile_graph
 from twillcore.compiler.pitches import choose_pitches
 from twillcore.compiler.schedule import schedule
+from twillcore.compiler.tap_tables import geometry
 from twillcore.compiler.tile import Pairing, tile
 from twillcore.config import PRESETS
 from twillcore.isa import Engine, Function, Memory, Opcode
@@ -106,8 +107,10 @@ class Net:
         shift = int(np.log2(spread / 700) + 14)
         self.ops.append(
             Conv(f"conv.{len(self.ops)}", x, name, weight, stride, (padding, padding), 1, groups,
-                 beats, np.zeros(n, int), np.full(n, 1 << 14), np.full(n, shift), np.full(n, 4),
-                 residual, -1 if residual else 0, Function.RELU, None, lut, 4 if lut else 0, True)
+                 beats, bias=np.zeros(n, int), multiplier=np.full(n, 1 << 14),
+                 shift=np.full(n, shift), narrow_shift=np.full(n, 4), residual=residual,
+                 residual_shift=-1 if residual else 0, function=Function.RELU, lut_channels=lut,
+                 lut_bits=4 if lut else 0, help=True)
         )  # fmt: skip
         return name
 
@@ -245,8 +248,9 @@ def test_a_linear_layer_on_two_cores():
     rng = np.random.default_rng(5)
     weight = maps.random_weights(rng, (40, 30), 8, 8, 16, 4)
     tensors = [Tensor("x", 2, 9, 30, 8, 1.0), Tensor("y", 2, 9, 40, 8, 1.0)]
-    op = Linear("fc", "x", "y", weight, 8, np.zeros(40, int), np.full(40, 1 << 14),
-                np.full(40, 19), np.full(40, 4), lut_channels=16, lut_bits=4)  # fmt: skip
+    op = Linear("fc", "x", "y", weight, 8, bias=np.zeros(40, int),
+                multiplier=np.full(40, 1 << 14), shift=np.full(40, 19),
+                narrow_shift=np.full(40, 4), lut_channels=16, lut_bits=4)  # fmt: skip
     graph = Graph(CNN, {t.name: t for t in tensors}, (op,), ("x",), ("y",))
     instructions = check(graph)
     assert sum(i["column_tiles"] for i in gemms(instructions, Opcode.LUT_GEMM)) % 2 == 0
@@ -327,8 +331,8 @@ def test_rows_that_are_no_pixels_have_no_pitch():
     tensor = Tensor("rows", 1, 6, 8, 8, 1.0)
     net.tensors["rows"] = tensor
     ones = np.ones(8, int)
-    net.ops.append(Linear("fc", y, "rows", np.eye(8, dtype=np.int8), 1, 0 * ones, ones, 0 * ones,
-                          0 * ones))  # fmt: skip
+    net.ops.append(Linear("fc", y, "rows", np.eye(8, dtype=np.int8), 1, bias=0 * ones,
+                          multiplier=ones, shift=0 * ones, narrow_shift=0 * ones))  # fmt: skip
     with pytest.raises(CompileError, match=r"no pitches of the feature maps fit conv.0 on 4 lanes"):
         compile_graph(net.graph("rows"))
 
@@ -339,9 +343,9 @@ def test_runs_cover_every_output_once():
         n = groups * outputs
         weight = rng.integers(-8, 8, (n, 1, 1, inputs)).astype(np.int8)
         lut = n // 2 // 8 * 8 + n % 8
-        zeros = np.zeros(n, int)
-        op = Conv("c", "x", "y", weight, 1, (0, 0), 1, groups, 8, zeros, zeros, zeros, zeros,
-                  lut_channels=lut, lut_bits=4)  # fmt: skip
+        drain = dict.fromkeys(("bias", "multiplier", "shift", "narrow_shift"), np.zeros(n, int))
+        op = Conv("c", "x", "y", weight, 1, (0, 0), 1, groups, 8, **drain, lut_channels=lut,
+                  lut_bits=4)  # fmt: skip
         runs = layer_runs(op, LANES_14)
         words = [run.word + t * run.words + w for run in runs for t in range(run.tiles)
                  for w in range(run.words)]  # fmt: skip

@@ -9,7 +9,6 @@ from twillcore.compiler.gemm_graph import gemm_graph
 from twillcore.compiler.graph import Attention, Graph, LayerNorm, Linear, Tensor
 from twillcore.compiler.pipeline import compile_graph
 from twillcore.config import PRESETS
-from twillcore.isa import Function
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 TINY = PRESETS["tiny"]
@@ -22,8 +21,8 @@ def tensor(name, rows, channels, bits=8):
 def linear(name, x, out, columns, channels, **more):
     weight = (np.arange(columns * channels).reshape(columns, channels) % 7 - 3).astype(np.int8)
     ones = np.ones(columns, np.int64)
-    more = {"function": Function.NONE, **more}
-    return Linear(name, x, out, weight, 8, 0 * ones, 16384 * ones, 20 * ones, 0 * ones, **more)
+    drain = {"bias": 0 * ones, "multiplier": 16384 * ones, "shift": 20 * ones}
+    return Linear(name, x, out, weight, 8, **drain, narrow_shift=0 * ones, **more)
 
 
 def block():

@@ -88,11 +88,11 @@ def images():
     rng = np.random.default_rng(0)
     weight = rng.integers(-7, 8, (16, 3, 3, 12)).astype(np.int8)
     weight[:8, :, :, ::2] = 0
-    zeros = np.zeros(16, np.int64)
+    drain = dict.fromkeys(("bias", "multiplier", "shift", "narrow_shift"), np.zeros(16, np.int64))
     ops = (
-        Conv("c", "x", "y", weight, 1, (1, 1), 1, 1, 4, zeros, zeros, zeros, zeros,
+        Conv("c", "x", "y", weight, 1, (1, 1), 1, 1, 4, **drain,
              lut_channels=8, lut_bits=4),
-        Conv("d", "y", "r", weight[..., :1], 1, (1, 1), 1, 16, 1, zeros, zeros, zeros, zeros,
+        Conv("d", "y", "r", weight[..., :1], 1, (1, 1), 1, 16, 1, **drain,
              residual="y", residual_shift=-3),
         MaxPool("p", "r", "z", (3, 3), 2, (1, 1)),
         Concat("j", ("z", "z"), "j"),

@@ -204,7 +204,8 @@ def test_convolution_matches_the_contract_with_an_int8_residual_and_relu():
 def test_convolution_is_exact_beyond_the_range_of_float32():
     weight = np.full((1, 3, 3, 512), -128, np.int8)
     weight[0, 0, 0, 0] = 1
-    op = Conv("c", "x", "y", weight, 1, (1, 1), 1, 1, 8, *np.zeros((4, 1), np.int64))
+    drain = dict.fromkeys(("bias", "multiplier", "shift", "narrow_shift"), np.zeros(1, int))
+    op = Conv("c", "x", "y", weight, 1, (1, 1), 1, 1, 8, **drain)
     tensors = {"x": Tensor("x", 1, 9, 512, 8, 1.0, None, (3, 3)),
                "y": Tensor("y", 1, 9, 1, 8, 1.0, None, (3, 3))}  # fmt: skip
     x = np.full((1, 9, 512), -128)
