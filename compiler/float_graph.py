@@ -11,6 +11,8 @@ from dataclasses import dataclass, fields
 import numpy as np
 from numpy.typing import NDArray
 
+from twillcore.compiler.graph import Stride
+
 Floats = NDArray[np.float32]
 
 
@@ -107,7 +109,7 @@ class FloatConv(FloatOp):
     x: str
     weight: Floats
     bias: Floats
-    stride: int = 1
+    stride: Stride = 1
     padding: tuple[int, int] = (0, 0)
     dilation: int = 1
     groups: int = 1
@@ -126,7 +128,7 @@ class FloatMaxPool(FloatOp):
 
     x: str
     kernel: tuple[int, int]
-    stride: int
+    stride: Stride
     padding: tuple[int, int]
     dilation: int = 1
 

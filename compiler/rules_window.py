@@ -14,7 +14,8 @@ from twillcore.compiler.float_graph import (
     FloatMaxPool,
     FloatTensor,
 )
-from twillcore.compiler.limits import LARGEST_STRIDE, MOST_PIXELS, MOST_TAPS, TAP_REACH
+from twillcore.compiler.graph import Stride, both_strides
+from twillcore.compiler.limits import MOST_PIXELS, MOST_TAPS, TAP_REACH, WINDOW_STRIDES
 from twillcore.compiler.symbols import Host, floats_of
 from twillcore.compiler.views import Atom, NoViewError, View, dimension, image_dims
 
@@ -85,15 +86,13 @@ def general_convolution(
 
 
 def _convolve(
-    low: "Builder", image: View, kernel: np.ndarray, bias: np.ndarray, stride: int,
+    low: "Builder", image: View, kernel: np.ndarray, bias: np.ndarray, stride: Stride,
     padding: tuple[int, int], dilation: int, groups: int, directions: int,
 ) -> View:  # fmt: skip
     """Emit a convolution of a canonical image; ``kernel`` is (N, height, width, C / groups)."""
     source, grid = low.tensors[image.base], _output_grid(low, directions)
-    _check_stride(low, image, stride)
-    if (
-        stride <= LARGEST_STRIDE or image.base not in low.inputs
-    ):  # else the host will fold the input
+    foldable = image.base in low.inputs and stride not in WINDOW_STRIDES  # then the host will
+    if not foldable:
         check_window(low, source.grid, kernel.shape[1:3], padding, dilation)
     out = low.tensor(
         low.node.name, FloatTensor("", source.batch, math.prod(grid), len(kernel), grid)
@@ -118,7 +117,6 @@ def max_pool(
     step = _stride(low, stride or kernel, directions)
     grid = _output_grid(low, directions)
     _check_ceil(low, source.grid, grid, size, step, before, spread, ceil_mode)
-    _check_stride(low, image, step, host=False)
     check_window(low, source.grid, size, before, spread)
     out = low.tensor(
         low.node.name, FloatTensor("", source.batch, math.prod(grid), source.channels, grid)
@@ -257,12 +255,15 @@ def _pair(value: Any, directions: int, missing: int) -> tuple[int, int]:
     return tuple([missing] * (2 - directions) + values)
 
 
-def _stride(low: "Builder", stride: Any, directions: int) -> int:
-    """Return the one stride of both directions; one with a single output has none."""
-    grid = _output_grid(low, directions)
-    steps = {s for s, n in zip(_pair(stride, directions, 1), grid, strict=True) if n > 1}
+def _stride(low: "Builder", stride: Any, directions: int) -> Stride:
+    """Return the stride, one number if it is the same in both directions.
+
+    A direction with a single output has none of its own.
+    """
+    grid, pair = _output_grid(low, directions), _pair(stride, directions, 1)
+    steps = {s for s, n in zip(pair, grid, strict=True) if n > 1}
     if len(steps) > 1:
-        raise NoViewError(f"strides {sorted(steps)}: must be the same in both directions")
+        return pair
     return steps.pop() if steps else 1
 
 
@@ -274,21 +275,16 @@ def _dilation(dilation: tuple[int, int], kernel: tuple[int, int]) -> int:
     return distances.pop() if distances else 1
 
 
-def _check_stride(low: "Builder", image: View, stride: int, host: bool = True) -> None:
-    """Check a stride: a power of two, or, if the host can fold it away, any of an input."""
-    if stride & (stride - 1) and not (host and image.base in low.inputs):
-        raise NoViewError(f"stride {stride}: use 1, 2 or another power of two")
-
-
 def _check_ceil(
     low: "Builder", grid: tuple[int, int], output: tuple[int, int], kernel: tuple[int, int],
-    stride: int, padding: tuple[int, int], dilation: int, ceil_mode: bool,
+    stride: Stride, padding: tuple[int, int], dilation: int, ceil_mode: bool,
 ) -> None:  # fmt: skip
     """Refuse windows that reach beyond the padding, where they make a difference."""
     if not ceil_mode:
         return
-    for n, m, k, before in zip(grid, output, kernel, padding, strict=True):
-        if (n + 2 * before - dilation * (k - 1) - 1) // stride + 1 != m:
+    steps = both_strides(stride)
+    for n, m, k, before, step in zip(grid, output, kernel, padding, steps, strict=True):
+        if (n + 2 * before - dilation * (k - 1) - 1) // step + 1 != m:
             raise NoViewError("ceil_mode=True makes windows that reach beyond the padding: pad")
 
 

@@ -21,9 +21,12 @@ from twillcore.compiler.graph import (
     Op,
     Softmax,
     Tensor,
+    both_strides,
     reads,
     writes,
 )
+from twillcore.compiler.limits import LARGEST_STRIDE
+from twillcore.compiler.pitches import window_strides
 from twillcore.compiler.sparsify import beats_per_block, window_beats
 from twillcore.isa import ISA, TAP, Function, Opcode
 from twillcore.numerics import INT8_MIN, TABLE_ENTRIES
@@ -43,7 +46,6 @@ LIMITS = {
     "epsilon": (0, (1 << 32) - 1),
     "numerator": (1 << 15, (1 << 16) - 1),
     "lane_shift": (23, 63),
-    "stride": (1, 2),
     "dilation": (1, 255),
     "padding": (0, 128),
 }
@@ -198,8 +200,12 @@ def _windows(graph: Graph, op: Op) -> Iterator[str]:
     residual = getattr(op, "residual", None)
     if residual is not None and graph.tensors[residual].shape != out.shape:
         yield f"residual must have shape {out.shape}, not {graph.tensors[residual].shape}"
-    if kernel == (1, 1) and op.stride == 1:
+    strides = both_strides(op.stride)
+    if kernel == (1, 1) and strides == (1, 1):
         return  # no windows
+    alone = isinstance(op, MaxPool) and kernel == (1, 1) and op.padding == (0, 0)
+    if min(strides) < 1 or (window_strides(op.stride, out.grid)[1] > LARGEST_STRIDE and not alone):
+        yield f"stride must be 1..{LARGEST_STRIDE} from pixel to pixel, not {strides[1]}"
     config, window = graph.config, {field.name: field for field in ISA[Opcode.WINDOW].operands}
     taps, most = kernel[0] * kernel[1], min(window["taps"].high, config.tap_depth)
     if not config.tap_depth:
@@ -209,20 +215,15 @@ def _windows(graph: Graph, op: Op) -> Iterator[str]:
     if max(*x.grid, *out.grid) > window["width"].high:
         yield f"a grid of {x.grid} has more than {window['width'].high} pixels in a direction"
     ranges = {field.name: field for field in TAP}
-    for name, size, before, n, m in zip(
-        ("dy", "dx"), kernel, op.padding, x.grid, out.grid, strict=True
+    for name, size, before, step, n, m in zip(
+        ("dy", "dx"), kernel, op.padding, strides, x.grid, out.grid, strict=True
     ):
         last = (size - 1) * op.dilation - before
         if -before < ranges[name].low or last > ranges[name].high:
             yield f"taps at {name} {-before}..{last} are too far away"
-        if isinstance(op, MaxPool) and (before >= size * op.dilation or _beyond(op, n, m, last)):
+        first = (m - 1) * step - before  # pixel of the last window
+        if isinstance(op, MaxPool) and (before >= size * op.dilation or first >= n):
             yield "every window must contain a pixel of the grid"
-
-
-def _beyond(op: MaxPool, size: int, outputs: int, last: int) -> bool:
-    """Whether the last window of a line lies outside the grid."""
-    start = (outputs - 1) * op.stride + last
-    return all(start - i * op.dilation >= size for i in range(max(op.kernel)))
 
 
 def _scales(graph: Graph, op: Op) -> Iterator[str]:
