@@ -20,8 +20,8 @@ LANES_14 = dataclasses.replace(
 )  # fmt: skip
 
 
-def agree(seed, config):
-    graph = random_map_graph(seed, config)
+def agree(seed, config, **shape):
+    graph = random_map_graph(seed, config, **shape)
     try:
         image = compile_graph(graph)
     except CompileError:  # maps of pitches that do not fit each other
@@ -40,6 +40,12 @@ def agree(seed, config):
 @pytest.mark.parametrize("start", range(0, 48, 8))
 def test_all_engines_agree_on_maps(start):
     assert sum(agree(seed, CNN) for seed in range(start, start + 8)) >= 6
+
+
+@pytest.mark.verilator
+def test_all_engines_agree_on_other_strides():
+    shape = {"ops": 3, "largest": 20, "kinds": ("uneven", "every", "conv")}
+    assert sum(agree(seed, CNN, **shape) for seed in range(12)) >= 10
 
 
 @pytest.mark.verilator
