@@ -158,7 +158,10 @@ def _max_pool(
 def _concat(
     graph: FloatGraph, op: FloatConcat, values: Mapping, masks: Mapping, record: Callable
 ) -> Tensor:
-    return torch.cat([values[part] for part in op.parts], -1)
+    parts = [values[part] for part in op.parts]
+    gaps = [-part.shape[-1] % op.align for part in parts[:-1]] + [0]
+    pad = torch.nn.functional.pad
+    return torch.cat([pad(part, (0, gap)) for part, gap in zip(parts, gaps, strict=True)], -1)
 
 
 def _map(

@@ -140,7 +140,10 @@ class MaxPool(Op):
 
 @dataclass(frozen=True)
 class Concat(Op):
-    """Channels of ``parts``, one after the other; all int8, of one scale and one grid."""
+    """Channels of ``parts``, one after the other; all int8, of one scale and one grid.
+
+    Every part begins at a multiple of ``config.block`` channels; those between are 0.
+    """
 
     parts: tuple[str, ...]
     out: str

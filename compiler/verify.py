@@ -140,7 +140,10 @@ def _shapes(graph: Graph, op: Op) -> Iterator[str]:
             expected = {}  # in _windows
         case Concat():
             parts = [graph.tensors[part] for part in op.parts]
-            expected = {"out": (*out[:2], sum(part.channels for part in parts))}
+            *firsts, last = (part.channels for part in parts)
+            block = graph.config.block
+            total = sum(-(-channels // block) * block for channels in firsts) + last
+            expected = {"out": (*out[:2], total)}
             for part in parts:
                 if part.bits != 8 or (part.batch, part.rows) != out[:2]:
                     yield f"{part.name} must be int8 with batch and rows {out[:2]}"
@@ -241,7 +244,7 @@ def _scales(graph: Graph, op: Op) -> Iterator[str]:
         factors = _factors(out)[start : start + part.channels]
         if not np.array_equal(_factors(part), factors):
             yield f"{name} must have the factors of {op.out}"
-        start += part.channels
+        start += -(-part.channels // graph.config.block) * graph.config.block
 
 
 def _factors(tensor: Tensor) -> Ints:

@@ -171,7 +171,10 @@ def _max_pool(graph: Graph, op: MaxPool, values: Mapping[str, Ints]) -> Tensors:
 
 
 def _concat(graph: Graph, op: Concat, values: Mapping[str, Ints]) -> Tensors:
-    return {op.out: np.concatenate([values[part] for part in op.parts], -1)}
+    parts = [values[part] for part in op.parts]
+    gaps = [-part.shape[-1] % graph.config.block for part in parts[:-1]] + [0]
+    padded = [np.pad(part, [(0, 0), (0, 0), (0, n)]) for part, n in zip(parts, gaps, strict=True)]
+    return {op.out: np.concatenate(padded, -1)}
 
 
 def _map(graph: Graph, op: Map, values: Mapping[str, Ints]) -> Tensors:

@@ -229,12 +229,10 @@ class _Builder:
         first = self.find()
         grid = self.tensors[first].grid
         block = self.config.block
-        whole = [t.name for t in self.tensors.values()
-                 if t.grid == grid and t.bits == 8 and t.channels % block == 0]  # fmt: skip
-        if not whole:
-            return
-        parts = [str(self.rng.choice(whole)) for _ in range(self.pick(1, 2))] + [first]
-        channels = sum(self.tensors[name].channels for name in parts)
+        fitting = [t.name for t in self.tensors.values() if t.grid == grid and t.bits == 8]
+        parts = [str(self.rng.choice(fitting)) for _ in range(self.pick(1, 2))] + [first]
+        words = sum(-(-self.tensors[name].channels // block) for name in parts[:-1])
+        channels = words * block + self.tensors[first].channels
         self.add(Concat(f"concat.{len(self.ops)}", tuple(parts), self.tensor(grid, channels)))
 
     def linear(self) -> None:

@@ -49,6 +49,12 @@ def test_all_engines_agree_on_other_strides():
 
 
 @pytest.mark.verilator
+def test_all_engines_agree_on_concatenations_with_gaps():
+    shape = {"ops": 4, "kinds": ("concat", "conv", "map")}
+    assert sum(agree(seed, CNN, **shape) for seed in range(100, 108)) >= 7
+
+
+@pytest.mark.verilator
 @pytest.mark.slow  # a Verilator build
 def test_all_engines_agree_on_14_lanes():
     assert sum(agree(seed, LANES_14) for seed in range(20)) >= 16
