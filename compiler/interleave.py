@@ -50,7 +50,7 @@ def load_of(steps: Sequence[Step], config: Config) -> Load:
             taps, stride = (window["taps"], window["stride"]) if window else (1, 1)
             lut = step.engine == Engine.LUT
             tiles = o["row_tiles"] * o["column_tiles"]
-            beats = max(o["beats"] + (lut and stride == 2), stride)
+            beats = max(o["beats"], stride)
             columns = (config.lut_columns if lut else config.dsp_columns) // config.block
             drain = 0 if o["hold"] else tiles * (o["words"] or columns) * config.block
             busy = max(tiles * taps * o["blocks"] * beats, drain)

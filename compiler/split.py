@@ -20,8 +20,7 @@ def lut_block_cycles(beats: int, lut_bits: int, stride: int = 1) -> float:
     """Return the cycles of the LUT core per block while the DSP core works, infinite if it starves.
 
     The DSP core reads a block's word (two with a stride of 2) in the first of its cycles; a read of
-    the LUT core in the same cycle waits. With a stride of 2 a block takes the LUT core a cycle more
-    than bits.
+    the LUT core in the same cycle waits.
     """
     period = max(beats, stride)
     if period <= stride:
@@ -31,7 +30,7 @@ def lut_block_cycles(beats: int, lut_bits: int, stride: int = 1) -> float:
         for _ in range(stride):
             phase = cycle % period
             cycle += 1 + max(stride - phase, 0)
-        cycle += max(lut_bits + stride - 1, stride) - stride
+        cycle += max(lut_bits, stride) - stride
     return cycle / blocks
 
 
@@ -69,13 +68,13 @@ def finish_cycles(
     beside = lut_block_cycles(beats, lut_bits, stride)
     lut = cycles(lut_channels, config.lut_columns, beside) if lut_channels else 0.0
     if lut > dsp:  # the rest of it is computed alone
-        alone = cycles(lut_channels, config.lut_columns, lut_bits + stride - 1)
+        alone = cycles(lut_channels, config.lut_columns, max(lut_bits, stride))
         lut = dsp + alone * (1 - dsp / lut)
     times = [row_tiles * max(dsp, lut)]
     if mine and lut_channels and dsp > lut:
         extra = cycles(mine, config.lut_columns, lut_block_cycles(beats, 8, stride))
         times += _helped(row_tiles, dsp, lut, extra)
-    elif mine and lut_channels:
+    elif mine and lut_channels and beside < math.inf:  # else both would not run at once
         extra = cycles(lut_channels, config.dsp_columns, max(config.block, stride))
         times += _helped(row_tiles, lut, dsp, extra)
     return max(min(times), row_tiles * channels, load)

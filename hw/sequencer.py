@@ -44,6 +44,17 @@ TILE = data.StructLayout({
     "last": 1,  # last tile of its instruction
 })  # fmt: skip
 
+#: What is known of a step for the beat that belongs to it.
+_STEP = data.StructLayout({
+    "has_beat": 1,
+    "first_beat": 1,  # of its block
+    "position": 4,  # of the beat in its block
+    "block_end": 1,
+    "tile_end": 1,
+    "last_inner": 1,  # tile of the inner loop
+    "end": 1,  # last step of the instruction
+})  # fmt: skip
+
 MOST_BITS = 8  # of a weight of the LUT core
 
 ADDRESS_PORT = wiring.Signature({"address": Out(16), "enable": Out(1)})
@@ -54,9 +65,11 @@ class Sequencer(wiring.Component):
 
     The loop nest advances by a *step* per cycle. The first step is taken in the cycle after an
     instruction is accepted, and the next instruction is accepted in the cycle of the last step:
-    there is no bubble between blocks, tiles and instructions. A step is a beat, with two
+    there is no bubble between blocks, tiles and instructions. A step is a beat, with three
     exceptions. A block of one beat that is read twice (windows of stride 2) has two steps, of which
-    the second is the beat; and of a maximum over taps only the last tap's last step is one.
+    the second is the beat; of a maximum over taps only the last tap's last step is one; and with
+    ``refusable``, beats of blocks that are read twice come a step after the steps that they belong
+    to, and the instruction has one step more.
 
     Steps wait for two reasons, visible as ``active & ~step``. The last beat of a tile waits while
     the shadow is ``occupied``: from the last beat of a tile to the drain's ``release``. (If it
@@ -77,7 +90,8 @@ class Sequencer(wiring.Component):
         GEMM or LUT: whose opcodes, columns and weight memory.
     refusable : bool
         ``grant`` may be low: the core shares its port with another. The two reads of a block then
-        need not follow each other at once, and a block of stride 2 takes a step more than beats.
+        need not follow each other at once. The first beat comes with the second read, as the word
+        is whole then; so the last one comes with the first read of the next block.
 
     Members
     -------
@@ -146,7 +160,7 @@ class Sequencer(wiring.Component):
         offered = data.View(layout, self.instruction.payload.word)
         accept = Signal()  # a GEMM
         stopped, was_stopped = Signal(), Signal()  # after an error, until reset
-        late_if_strided = Const(self._refusable)
+        refusable = Const(self._refusable)
         active = Signal()
         now = Signal(layout)  # the instruction in execution
         index = Signal(INDEX_BITS)
@@ -180,7 +194,9 @@ class Sequencer(wiring.Component):
         position = Signal(4)
         last_position = Signal(4)
         strided = Signal()  # a block is read in its first two steps, for half of the lanes each
-        late = Signal()  # and its first beat is the second of them
+        late = Signal()  # its only beat is the second of them
+        ahead = Signal()  # all its beats come a step later
+        trailing = Signal()  # and the last of them is all that is left
         taps_left = Signal(8)
         blocks_left = Signal(12)
         inner_left = Signal(12)
@@ -195,26 +211,52 @@ class Sequencer(wiring.Component):
         )
         block_end, tap_end, tile_end, end = (Signal() for _ in range(4))
         reading = Signal()
-        has_beat = Signal()
         pools = Const(0) if is_lut else now.pool
-        first_beat = Signal()  # of the block
         first_tile_beat = Signal()
+        step = Signal()
         m.d.comb += [
             block_end.eq(last_step),
             tap_end.eq(block_end & last_block),
             tile_end.eq(tap_end & last_tap),
             end.eq(tile_end & last_inner & last_outer),
-            reading.eq((position == 0) | (strided & (position == 1))),
-            first_beat.eq(position == late),
-            has_beat.eq((~late | (position != 0)) & (~pools | last_tap)),
+            reading.eq(((position == 0) | (strided & (position == 1))) & ~trailing),
         ]
+        of_step, beat_now = Signal(_STEP), Signal(_STEP)
+        m.d.comb += [
+            of_step.has_beat.eq((~late | (position != 0)) & (~pools | last_tap)),
+            of_step.first_beat.eq(position == late),
+            of_step.position.eq(position - late),
+            of_step.block_end.eq(block_end),
+            of_step.tile_end.eq(tile_end),
+            of_step.last_inner.eq(last_inner),
+            of_step.end.eq(end),
+            beat_now.eq(of_step),
+        ]
+        if self._refusable:
+            before = Signal(_STEP)
+            with m.If(accept):
+                m.d.sync += before.eq(0)
+            with m.Elif(step):
+                m.d.sync += before.eq(of_step)
+            with m.If(accept):
+                m.d.sync += trailing.eq(0)
+            with m.Elif(step & end & ahead):
+                m.d.sync += trailing.eq(1)
+            with m.If(ahead):
+                m.d.comb += beat_now.eq(before)
 
         # The second beat of a block whose reads must follow each other is not to wait.
         waits = Signal()
+        has_beat = Signal()  # with this step
         pair = strided & ~late & (last_position == 1)
-        m.d.comb += waits.eq(Mux(pair, position == 0, last_step) & last_block & last_tap)
+        m.d.comb += waits.eq(
+            Mux(
+                ahead,
+                beat_now.tile_end,
+                Mux(pair, position == 0, last_step) & last_block & last_tap,
+            )
+        )
         occupied = Signal()
-        step = Signal()
         ready = Signal()
         m.d.comb += [
             step.eq(
@@ -223,7 +265,8 @@ class Sequencer(wiring.Component):
                 & ~(waits & ~now.hold & occupied)
                 & (self.grant | ~reading)
             ),
-            ready.eq((~active & ~setting) | (step & end) | defined),
+            has_beat.eq(step & beat_now.has_beat),
+            ready.eq((~active & ~setting) | (step & beat_now.end) | defined),
             self.instruction.ready.eq(self.admit & ~stopped & ready),
             accept.eq(self.instruction.valid & self.instruction.ready & ~is_window),
             define.eq(self.instruction.valid & self.instruction.ready & is_window),
@@ -242,7 +285,7 @@ class Sequencer(wiring.Component):
         with m.If(step):
             m.d.sync += [position.eq(position + 1), last_step.eq(position + 1 == last_position)]
             with m.If(has_beat):
-                m.d.sync += first_tile_beat.eq(tile_end)
+                m.d.sync += first_tile_beat.eq(beat_now.tile_end)
             with m.If(block_end):
                 m.d.sync += [
                     position.eq(0), last_step.eq(one_step),
@@ -263,13 +306,13 @@ class Sequencer(wiring.Component):
                         inner_left.eq(inner_tiles - 1), last_inner.eq(one_inner),
                         outer_left.eq(outer_left - 1), last_outer.eq(outer_left == 1),
                     ]  # fmt: skip
-            with m.If(end):
+            with m.If(beat_now.end):
                 m.d.sync += active.eq(0)
         offered_inner, offered_outer = inner_outer(
             offered.row_tiles, offered.column_tiles, offered.columns_inner
         )
         offered_strided = offered.windowed & (window.stride == 2)
-        offered_late = offered_strided & (late_if_strided | (offered.beats == 1))
+        offered_late = offered_strided & (offered.beats == 1)
         with m.If(accept):
             m.d.sync += [
                 active.eq(1),
@@ -278,6 +321,7 @@ class Sequencer(wiring.Component):
                 last_position.eq(Mux(offered_late, offered.beats, offered.beats - 1)),
                 strided.eq(offered_strided),
                 late.eq(offered_late),
+                ahead.eq(offered_strided & refusable & ~offered_late),
                 taps_left.eq(Mux(offered.windowed, more_taps, 0)),
                 blocks_left.eq(offered.blocks - 1),
                 inner_left.eq(offered_inner - 1),
@@ -295,18 +339,21 @@ class Sequencer(wiring.Component):
                 ),
             ]
 
-        def pointer(start, row_step, column_step, name, bits=16):
-            """Return a per-tile address and its successor; one bit more shows every overflow."""
+        def pointer(start, row_step, column_step, name, bits=16, at=beat_now):
+            """Return a per-tile address and its successor; one bit more shows every overflow.
+
+            It moves on at the end of a tile of the beats, or of the reads (``at``).
+            """
             here = Signal(bits + 1, name=name)
             outer = Signal(bits + 1, name=f"{name}_outer")  # in the first tile of the inner loop
             follower = Signal(bits + 1, name=f"{name}_next")
             inner_step, outer_step = inner_outer(row_step, column_step, now.columns_inner)
             m.d.comb += follower.eq(
-                Mux(last_inner, outer, here) + Mux(last_inner, outer_step, inner_step)
+                Mux(at.last_inner, outer, here) + Mux(at.last_inner, outer_step, inner_step)
             )
-            with m.If(step & tile_end):
+            with m.If(step & at.tile_end):
                 m.d.sync += here.eq(follower)
-                with m.If(last_inner):
+                with m.If(at.last_inner):
                     m.d.sync += outer.eq(follower)
             with m.If(accept):
                 m.d.sync += [here.eq(start), outer.eq(start)]
@@ -336,7 +383,7 @@ class Sequencer(wiring.Component):
         with m.If(accept):
             m.d.sync += words.eq(offered_words)
 
-        base, next_base = pointer(offered.a, row_stride, now.a_column_stride, "base")
+        base, next_base = pointer(offered.a, row_stride, now.a_column_stride, "base", at=of_step)
         out, _ = pointer(offered.out, now.out_row_stride, words, "out")
         residual, _ = pointer(offered.residual_address, now.residual_row_stride, words, "residual")
         parameter, _ = pointer(offered.parameter, 0, drained_columns, "parameter")
@@ -353,14 +400,14 @@ class Sequencer(wiring.Component):
                 m.d.sync += activation.eq(base)
             with m.If(tile_end):
                 m.d.sync += activation.eq(next_base)
-        with m.If(step & has_beat):
+        with m.If(has_beat):
             # Inner columns: rows run on inside the inner loop and are rewound after it. Inner
             # rows: the other way round.
-            with m.If(tile_end & (last_inner == now.columns_inner)):
+            with m.If(beat_now.tile_end & (beat_now.last_inner == now.columns_inner)):
                 m.d.sync += weight.eq(rewind)
             with m.Else():
                 m.d.sync += weight.eq(weight + 1)
-                with m.If(tile_end & ~now.columns_inner):
+                with m.If(beat_now.tile_end & ~now.columns_inner):
                     m.d.sync += rewind.eq(weight + 1)
         with m.If(accept):
             m.d.sync += [
@@ -387,7 +434,7 @@ class Sequencer(wiring.Component):
             ]
         m.d.comb += [
             self.reads.eq(step & reading),
-            finish.eq(step & tile_end & ~now.hold),
+            finish.eq(step & beat_now.tile_end & ~now.hold),
             activation_fault.eq(~now.windowed & (activation >= config.activation_depth)),
             row_fault.eq(
                 Mux(
@@ -405,7 +452,7 @@ class Sequencer(wiring.Component):
             ),
             fault.eq(
                 (self.reads & activation_fault)
-                | (step & has_beat & row_fault)
+                | (has_beat & row_fault)
                 | (finish & tile_fault)
             ),
             drained.eq(finish & ~fault),
@@ -421,18 +468,18 @@ class Sequencer(wiring.Component):
         m.d.comb += [
             self.active.eq(active | setting),
             self.step.eq(step),
-            held.eq((step & tile_end & now.hold) | defined),
+            held.eq((step & beat_now.tile_end & now.hold) | defined),
             row.eq(weight),
-            weight_read.eq(step & has_beat & ~now.operand & ~row_fault),
-            operand_read.eq(step & has_beat & now.operand & ~row_fault),
-            beat.valid.eq(step & has_beat),
-            beat.load.eq(step & has_beat & first_beat),
-            beat.block_end.eq(block_end),
+            weight_read.eq(has_beat & ~now.operand & ~row_fault),
+            operand_read.eq(has_beat & now.operand & ~row_fault),
+            beat.valid.eq(has_beat),
+            beat.load.eq(has_beat & beat_now.first_beat),
+            beat.block_end.eq(beat_now.block_end),
             beat.clear.eq(first_tile_beat & ~now.accumulate),
             beat.finish.eq(finish),
             beat.operand.eq(now.operand),
             beat.counted.eq(now.counted | now.operand),
-            beat.position.eq(position - late),
+            beat.position.eq(beat_now.position),
             self.tile.valid.eq(drained),
         ]
         delay = window_cycles(config)
@@ -461,7 +508,7 @@ class Sequencer(wiring.Component):
                 gather.gather.tap.eq(tap),
                 gather.gather.strided.eq(strided),
                 gather.gather.upper.eq(position != 0),
-                gather.gather.late.eq(late | late_if_strided),
+                gather.gather.late.eq(late | refusable),
                 gather.gather.pool.eq(pools),
                 gather.gather.fold.eq(pools & (taps_left != later_taps)),
                 gather.row_step.restart.eq(row_restart),
@@ -478,8 +525,8 @@ class Sequencer(wiring.Component):
                 self.word.eq(self.activation.data),
             ]
         inner_is_first = Signal()  # the inner loop is in its first round
-        with m.If(step & tile_end):
-            m.d.sync += inner_is_first.eq(last_inner)
+        with m.If(step & beat_now.tile_end):
+            m.d.sync += inner_is_first.eq(beat_now.last_inner)
         with m.If(accept):
             m.d.sync += inner_is_first.eq(1)
         tile = self.tile.payload
@@ -496,11 +543,11 @@ class Sequencer(wiring.Component):
             tile.out.eq(out),
             tile.keep_maximum.eq(now.keep_maximum),
             tile.first_column.eq(inner_is_first),  # maxima are kept with inner columns only
-            tile.last_column.eq(last_inner),
+            tile.last_column.eq(beat_now.last_inner),
             tile.maximum.eq(maximum),
             tile.last_drained.eq(drained_columns - 1),
             tile.lut.eq(is_lut),
-            tile.last.eq(end),
+            tile.last.eq(beat_now.end),
         ]
 
         # A fault is of an older instruction than the one that may be accepted in its cycle. What

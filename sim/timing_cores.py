@@ -157,13 +157,16 @@ class CoresTiming:
             return
         later = window_cycles(self._config)
         end = last + core.to_sum if core.hold else self._drain_end + DRAIN_LATENCY
-        core.finish(last, core.tiles * core.shape.steps, core.start, end + later)
+        steps = core.tiles * core.shape.steps + core.shape.ahead
+        core.finish(last, steps, core.start, end + later)
 
     def _start_tile(self, core: _Core, before: int) -> None:
         """Begin a tile in the cycle after ``before``."""
         if core is self._lut:
             self._cursor = before + 1
             self._blocks_left, self._reads_left = core.shape.blocks, core.shape.reads
+            if core.shape.ahead and core.tiles_left < core.tiles:
+                self._reads_left -= 1  # that came with the last beat of the tile before
             self._exact = False
             core.event = self._bound()
             return
@@ -200,7 +203,7 @@ class CoresTiming:
         """Return the cycle before which the LUT core's tile cannot end, seen from the cursor."""
         lut = self._lut
         left = self._blocks_left * lut.shape.block_steps - (lut.shape.reads - self._reads_left)
-        last = self._cursor + left - 1
+        last = self._cursor + left - 1 + lut.shape.ahead
         return last if lut.hold else max(last, lut.release)
 
     def _free(self, cycle: int) -> int:
@@ -220,10 +223,11 @@ class CoresTiming:
         The first block of those left may have had some of its reads.
         """
         lut = self._lut
-        steps, reads = lut.shape.block_steps, lut.shape.reads
+        steps, reads, ahead = lut.shape.block_steps, lut.shape.reads, lut.shape.ahead
+        reads_last = lut.tiles_left > 1 if ahead else reads == steps  # in the last step
         horizon = cycle if self._dsp.event is None else max(cycle, self._dsp.event)
         cursor, reads_left = self._cursor, self._reads_left
-        while self._blocks_left > 1 or reads_left > (reads == steps):
+        while self._blocks_left > 1 or reads_left > (reads_last and not ahead):
             if cursor > horizon:
                 break
             if reads_left == reads and self._blocks_left > 1:
@@ -244,12 +248,12 @@ class CoresTiming:
                 reads_left = reads
         else:
             # Only the last step is left open: in the cycle of a read, or after the last one.
-            last = cursor if reads == steps else cursor + steps - reads - 1
+            last = cursor + max(steps - reads - 1 + ahead, 0)
             if not lut.hold:
                 last = max(last, lut.release)
-            if reads == steps:
+            if reads_last:
                 last = self._free(last)
-            if reads < steps or last <= horizon:
+            if not reads_last or last <= horizon:
                 self._exact, lut.event = True, last
                 self._cursor, self._reads_left = cursor, reads_left
                 return

@@ -55,6 +55,7 @@ class TileShape:
     block_steps: int
     reads: int  # of activations, in the first steps of a block
     pair: bool  # the last two steps wait together for the drain, else the last one waits alone
+    ahead: bool = False  # beats come a step later: the last one with the next tile's first read
 
     @property
     def steps(self) -> int:
@@ -68,7 +69,7 @@ def tile_shape(
     """Return the shape of the tiles of a GEMM with operands ``g``.
 
     ``refusable``: the core's reads may have to wait, so those of a block cannot follow each other
-    at once, and a block that is read twice takes a step more than beats.
+    at once, and a block that is read twice is so ahead of its beats.
     """
     if not g["windowed"]:
         return TileShape(g["blocks"], g["beats"], 1, False)
@@ -76,7 +77,7 @@ def tile_shape(
     if window["stride"] != 2:
         return TileShape(blocks, g["beats"], 1, False)
     if refusable:
-        return TileShape(blocks, g["beats"] + 1, 2, False)
+        return TileShape(blocks, max(g["beats"], 2), 2, False, g["beats"] > 1)
     return TileShape(blocks, max(g["beats"], 2), 2, g["beats"] == 2)
 
 
