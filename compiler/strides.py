@@ -184,12 +184,10 @@ def _in_steps(op: FloatConv | FloatMaxPool, tensors: dict[str, FloatTensor]) -> 
 def _first_step(stride: tuple[int, int], pixel: bool) -> tuple[int, int]:
     """Return which part of a stride comes first; of a window of one ``pixel`` it may be anything.
 
-    Powers of two go by steps of 2. Otherwise all vertical steps come first, since windows can do
-    any number of them, and of the horizontal ones a factor of 2.
+    All vertical steps come first, since windows can do any number of them, and of the horizontal
+    ones a factor of 2.
     """
     down, right = stride
-    if down == right and not down & (down - 1):
-        return 2, 2
     if right % 2 == 0:
         return down, 2
     return down, right if pixel else 1
