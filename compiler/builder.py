@@ -23,6 +23,7 @@ from twillcore.compiler.float_graph import (
     without_dead,
 )
 from twillcore.compiler.rules_view import VIEWS
+from twillcore.compiler.rules_window import check_window
 from twillcore.compiler.symbols import Host, Padded, Scores, layout_of
 from twillcore.compiler.views import (
     Atom,
@@ -250,12 +251,13 @@ class Builder:
         key = value.image.base, value.sides
         view, source = value.image, self.tensors[value.image.base]
         if key not in self._padded:
+            top, _, left, _ = value.sides
+            check_window(self, source.grid, (1, 1), (top, left))
             self._padded[key] = out = self.tensor(
                 self.node.name,
                 FloatTensor("", source.batch, math.prod(value.grid), source.channels, value.grid),
             )
             ones = np.ones((source.channels, 1, 1, 1), np.float32)
-            top, _, left, _ = value.sides
             self.emit(
                 FloatConv(self.path, out, view.base, ones, np.zeros(source.channels, np.float32),
                           padding=(top, left), groups=source.channels)

@@ -25,10 +25,10 @@ from twillcore.compiler.graph import (
     reads,
     writes,
 )
-from twillcore.compiler.limits import LARGEST_STRIDE
+from twillcore.compiler.limits import LARGEST_STRIDE, MOST_PIXELS, MOST_TAPS, TAP_REACH
 from twillcore.compiler.pitches import window_strides
 from twillcore.compiler.sparsify import beats_per_block, window_beats
-from twillcore.isa import ISA, TAP, Function, Opcode
+from twillcore.isa import Function
 from twillcore.numerics import INT8_MIN, TABLE_ENTRIES
 
 #: Legal values of the parameters of ops, inclusive.
@@ -209,20 +209,19 @@ def _windows(graph: Graph, op: Op) -> Iterator[str]:
     alone = isinstance(op, MaxPool) and kernel == (1, 1) and op.padding == (0, 0)
     if min(strides) < 1 or (window_strides(op.stride, out.grid)[1] > LARGEST_STRIDE and not alone):
         yield f"stride must be 1..{LARGEST_STRIDE} from pixel to pixel, not {strides[1]}"
-    config, window = graph.config, {field.name: field for field in ISA[Opcode.WINDOW].operands}
-    taps, most = kernel[0] * kernel[1], min(window["taps"].high, config.tap_depth)
+    config = graph.config
+    taps, most = kernel[0] * kernel[1], min(MOST_TAPS, config.tap_depth)
     if not config.tap_depth:
         yield f"configuration {config.name!r} has no windows: set tap_depth"
     elif taps > most:
         yield f"{taps} taps are more than the {most} that a window can have"
-    if max(*x.grid, *out.grid) > window["width"].high:
-        yield f"a grid of {x.grid} has more than {window['width'].high} pixels in a direction"
-    ranges = {field.name: field for field in TAP}
-    for name, size, before, step, n, m in zip(
-        ("dy", "dx"), kernel, op.padding, strides, x.grid, out.grid, strict=True
+    if max(*x.grid, *out.grid) > MOST_PIXELS:
+        yield f"a grid of {x.grid} has more than {MOST_PIXELS} pixels in a direction"
+    for name, (low, high), size, before, step, n, m in zip(
+        ("dy", "dx"), TAP_REACH, kernel, op.padding, strides, x.grid, out.grid, strict=True
     ):
         last = (size - 1) * op.dilation - before
-        if -before < ranges[name].low or last > ranges[name].high:
+        if -before < low or last > high:
             yield f"taps at {name} {-before}..{last} are too far away"
         first = (m - 1) * step - before  # pixel of the last window
         if isinstance(op, MaxPool) and (before >= size * op.dilation or first >= n):
