@@ -10,7 +10,7 @@ that divide a row tile; other maps wait for their weights.
 import dataclasses
 import heapq
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from fractions import Fraction
 
 import numpy as np
@@ -26,6 +26,7 @@ from twillcore.compiler.row_bands import (
     Band,
     Limits,
     Piece,
+    lines,
     row_band,
     row_bands,
     window_band,
@@ -108,10 +109,10 @@ class BandedLayer:
         if self.g is None:
             return row_band(Piece(row, rows))
         low, lanes = self.low, self.low.config.lanes
-        lines = self.g.unit(lanes)
-        step = lines * self.g.pitch // lanes
+        unit = self.g.unit(lanes)
+        step = unit * self.g.pitch // lanes
         first = row // step
-        count = min(ceil_div(row + rows, step), ceil_div(self.g.out_height, lines)) - first
+        count = min(ceil_div(row + rows, step), ceil_div(self.g.out_height, unit)) - first
         in_rows, out_rows = (low.rows_per_item(low.tensor(name)) for name in (self.x, self.out))
         return window_band(self.g, lanes, in_rows, out_rows, Piece(first, count))
 
@@ -246,7 +247,8 @@ class BandedLayer:
         if residual is not None:
             low.load(residual, band.row, band.rows)
         if len(chunk.parts) == 1:
-            yield self._gemm(chunk, 0, band, x, out, residual)
+            for part in self._instructions(band):
+                yield self._gemm(chunk, 0, part, x, out, residual)
         else:
             order = list(range(len(chunk.parts)))
             for tile in self._row_tiles(band):
@@ -262,6 +264,14 @@ class BandedLayer:
         if not self._left[key]:
             low.store(out, whole.row, whole.rows)
 
+    def _instructions(self, band: Band) -> Iterable[Band]:
+        """Return the parts of a band of which each has an instruction of its own."""
+        if self.g is None or not self.g.by_lines:
+            return [band]
+        low = self.low
+        in_rows, out_rows = (low.rows_per_item(low.tensor(name)) for name in (self.x, self.out))
+        return lines(self.g, low.config.lanes, in_rows, out_rows, band)
+
     def _row_tiles(self, band: Band) -> Iterator[Band]:
         """Yield bands of single row tiles."""
         for tile in range(band.rows):
@@ -269,10 +279,10 @@ class BandedLayer:
                 row = band.row + tile
                 yield Band(row, 1, row, 1, row)
                 continue
-            lines = self.low.config.lanes // self.g.pitch
+            in_tile = self.low.config.lanes // self.g.pitch
             yield dataclasses.replace(
                 band, row=band.row + tile, rows=1, a_row=band.a_row + self.g.input_tile(tile),
-                y=band.y + tile * lines * self.g.stride,
+                y=band.y + tile * in_tile * self.g.y_stride,
             )  # fmt: skip
 
     def _gemm(self, chunk: Chunk, index: int, band: Band, x: Held, out: Held,
@@ -333,12 +343,7 @@ class BandedLayer:
             entries = g.entries(lanes, x.stride)
             entries = np.pad(entries, (0, -len(entries) % step))
             self._taps = low.parameters(f"{self.op.name}.taps", entries, (x.stride,), Space.TAP)
-        low.window(
-            run.core.window, self._taps,
-            taps=len(g.taps), stride=g.stride, width=g.width, height=band.height, pitch=g.pitch,
-            y=band.y, tile_x=g.stride * (lanes % g.pitch), tile_y=g.stride * (lanes // g.pitch),
-            tile_stride=x.stride, line_tiles=g.line_tiles, line_stride=g.line_step * x.stride,
-        )  # fmt: skip
+        low.window(run.core.window, self._taps, **g.operands(lanes, x.stride, band.y, band.height))
         return self._taps
 
 

@@ -23,7 +23,8 @@ from twillcore.compiler.float_graph import (
     without_dead,
 )
 from twillcore.compiler.rules_view import VIEWS
-from twillcore.compiler.symbols import Host, Scores, layout_of
+from twillcore.compiler.rules_window import check_window
+from twillcore.compiler.symbols import Host, Padded, Scores, layout_of
 from twillcore.compiler.views import (
     Atom,
     NoViewError,
@@ -59,6 +60,7 @@ class Builder:
         self.mask_nodes: dict[str, fx.Node] = {}
         self._roots: dict[fx.Node, View] = {}
         self._gathered: dict[tuple[str, bytes], str] = {}
+        self._padded: dict[tuple[str, tuple[int, ...]], str] = {}
 
     def operand(self, node: fx.Node) -> Any:
         value = self.values[node]
@@ -97,6 +99,8 @@ class Builder:
             return self.input(value.node, along_channels)
         if isinstance(value, Scores):
             return self.materialise(value)
+        if isinstance(value, Padded):
+            return self.padded(value)
         raise NoViewError("an operand is no tensor")
 
     def input(self, node: fx.Node, along_channels: bool = False) -> View:
@@ -239,6 +243,28 @@ class Builder:
         self.input_nodes[base] = node
         self._roots[node] = view
         return view
+
+    def padded(self, value: Padded) -> View:
+        """Compute the pixels of an image and around it, for what cannot take up the padding."""
+        if value.value:
+            raise NoViewError("padding with -inf is for max pooling")
+        key = value.image.base, value.sides
+        view, source = value.image, self.tensors[value.image.base]
+        if key not in self._padded:
+            top, _, left, _ = value.sides
+            check_window(self, source.grid, (1, 1), (top, left))
+            self._padded[key] = out = self.tensor(
+                self.node.name,
+                FloatTensor("", source.batch, math.prod(value.grid), source.channels, value.grid),
+            )
+            ones = np.ones((source.channels, 1, 1, 1), np.float32)
+            self.emit(
+                FloatConv(self.path, out, view.base, ones, np.zeros(source.channels, np.float32),
+                          padding=(top, left), groups=source.channels)
+            )  # fmt: skip
+        dims = image_dims(source.batch, source.channels, value.grid, value.directions,
+                          len(view.dims))  # fmt: skip
+        return View(self._padded[key], dims, 0, view.scale)
 
     def unscaled(self, view: View) -> View:
         """Return a canonical view with factor 1: a factor of its own becomes an op."""

@@ -27,6 +27,7 @@ from twillcore.compiler.float_graph import (
     FloatSoftmax,
     Function,
 )
+from twillcore.compiler.graph import both_strides
 
 SAMPLE_ROWS = 512  # rows kept of every tensor, to compare roundings on
 BEFORE = ":before"  # suffix of what a function is applied to
@@ -125,8 +126,9 @@ def _padded(
     kernel = op.weight.shape[1:3] if isinstance(op, FloatConv) else op.kernel
     image = values[op.x].unflatten(1, source).permute(0, 3, 1, 2)
     sides = []
-    for n, m, k, before in zip(source, target, kernel, op.padding, strict=True):
-        needed = (m - 1) * op.stride + (k - 1) * op.dilation + 1
+    steps = both_strides(op.stride)
+    for n, m, k, before, step in zip(source, target, kernel, op.padding, steps, strict=True):
+        needed = (m - 1) * step + (k - 1) * op.dilation + 1
         sides = [before, needed - before - n, *sides]  # the last direction first; < 0: unused
     return torch.nn.functional.pad(image, sides, value=fill) if any(sides) else image
 
@@ -156,7 +158,10 @@ def _max_pool(
 def _concat(
     graph: FloatGraph, op: FloatConcat, values: Mapping, masks: Mapping, record: Callable
 ) -> Tensor:
-    return torch.cat([values[part] for part in op.parts], -1)
+    parts = [values[part] for part in op.parts]
+    gaps = [-part.shape[-1] % op.align for part in parts[:-1]] + [0]
+    pad = torch.nn.functional.pad
+    return torch.cat([pad(part, (0, gap)) for part, gap in zip(parts, gaps, strict=True)], -1)
 
 
 def _map(

@@ -11,6 +11,8 @@ from dataclasses import dataclass, fields
 import numpy as np
 from numpy.typing import NDArray
 
+from twillcore.compiler.graph import Stride
+
 Floats = NDArray[np.float32]
 
 
@@ -20,8 +22,8 @@ class Layout:
 
     The canonical array is reshaped to ``sizes``, transposed by ``order`` and reshaped to ``shape``.
     An input may besides be padded with zeros: it is reshaped to the first numbers of ``padding``,
-    and extended at the ends to the second ones. And its canonical channel c may be channel
-    ``channels[c]`` of what results, or zero if that is -1.
+    and extended at the ends to the second ones. And canonical channel c may be channel
+    ``channels[c]`` of what results, or zero (of an output: of no meaning) if that is -1.
     """
 
     sizes: tuple[int, ...]
@@ -32,6 +34,9 @@ class Layout:
 
     def to_framework(self, array: NDArray) -> NDArray:
         """Return the framework's view of a canonical array."""
+        if self.channels:
+            index = np.array(self.channels)
+            array = array[..., np.argsort(index)[(index < 0).sum() :]]
         return array.reshape(self.sizes).transpose(self.order).reshape(self.shape)
 
     def from_framework(self, array: NDArray, canonical: tuple[int, ...]) -> NDArray:
@@ -107,7 +112,7 @@ class FloatConv(FloatOp):
     x: str
     weight: Floats
     bias: Floats
-    stride: int = 1
+    stride: Stride = 1
     padding: tuple[int, int] = (0, 0)
     dilation: int = 1
     groups: int = 1
@@ -126,16 +131,20 @@ class FloatMaxPool(FloatOp):
 
     x: str
     kernel: tuple[int, int]
-    stride: int
+    stride: Stride
     padding: tuple[int, int]
     dilation: int = 1
 
 
 @dataclass(frozen=True)
 class FloatConcat(FloatOp):
-    """Channels of ``parts``, one after the other."""
+    """Channels of ``parts``, one after the other, each part at a multiple of ``align`` channels.
+
+    What is left out between them is 0.
+    """
 
     parts: tuple[str, ...]
+    align: int = 1
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from twillcore.compiler.float_graph import (
     float_reads,
     without_dead,
 )
+from twillcore.compiler.graph import both_strides
 
 
 def fold(graph: FloatGraph, vector_engine: bool = True) -> FloatGraph:
@@ -131,11 +132,10 @@ def _absorbs(graph: FloatGraph, layer: FloatOp, op: FloatMap) -> bool:
     if not isinstance(layer, FloatConv) or layer.residual == op.out:
         return False
     source, target = graph.tensors[layer.x].grid, graph.tensors[layer.out].grid
+    sizes, steps = layer.weight.shape[1:3], both_strides(layer.stride)
     reach = [
-        (m - 1) * layer.stride + (k - 1) * layer.dilation - before < n
-        for n, m, k, before in zip(
-            source, target, layer.weight.shape[1:3], layer.padding, strict=True
-        )
+        (m - 1) * step + (k - 1) * layer.dilation - before < n
+        for n, m, k, before, step in zip(source, target, sizes, layer.padding, steps, strict=True)
     ]
     return not op.offset.any() or (not any(layer.padding) and all(reach))
 

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from twillcore.compiler.aligned_concat import align_concats
 from twillcore.compiler.calibrate import Calibration, calibrate, evaluate
 from twillcore.compiler.capture import Captured, capture
 from twillcore.compiler.errors import CompileError
@@ -84,7 +85,8 @@ def run_front(
     lowered = lower(captured, config)
     programs = split_host(captured, lowered)
     folded = fold(lowered.graph, vector_engine=bool(config.wide_depth))
-    source = reduce_strides(folded, config, shares, fold_inputs)
+    aligned = align_concats(folded, config.block)
+    source = reduce_strides(aligned, config, shares, fold_inputs)
     _compare(captured, programs, source)
     ranges = calibrate(source, chip_samples(programs, source, samples))
     graph = quantize(source, ranges, config, shares)

@@ -7,7 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from twillcore.compiler.errors import CompileError
-from twillcore.compiler.graph import Conv, Graph, Linear, Tensor
+from twillcore.compiler.graph import Conv, Graph, Linear, MaxPool, Op, Tensor
+from twillcore.compiler.limits import LARGEST_STRIDE
 from twillcore.config import Config
 
 SPREAD = 32.0  # standard deviation of the outputs, as int8
@@ -98,6 +99,8 @@ def conv_graph(
 ) -> tuple[Graph, dict[str, NDArray]]:
     """Return a convolution of int8 ``height`` x ``width`` pixels by a square kernel, and its input.
 
+    With a stride above 2 another layer takes every n-th pixel of its lines.
+
     In each tap, every aligned block of a group's inputs has at most ``beats`` random weights.
 
     Raises
@@ -117,24 +120,38 @@ def conv_graph(
     weight = weight.reshape(outputs, kernel, kernel, each)
     x = rng.integers(-127, 128, (1, height * width, inputs), dtype=np.int8)
     terms = float((weight[: outputs - lut.channels or None] != 0).sum()) / outputs
+    step, every = horizontal_steps(stride, out_grid[1])
     layer = Conv(
         name=f"conv {height} {width} {inputs} {outputs} {kernel}",
         x="x",
-        out="y",
+        out="y" if every == 1 else "line",
         weight=weight,
-        stride=stride,
+        stride=stride if step == stride else (stride, step),
         padding=(padding, padding),
         dilation=dilation,
         groups=groups,
         beats=min(beats, each),
         **_drain(rng, weight.reshape(outputs, -1), terms, lut),
     )
-    tensors = (
-        Tensor("x", 1, height * width, inputs, 8, 1.0, grid=(height, width)),
-        Tensor("y", 1, out_grid[0] * out_grid[1], outputs, 8, 1.0, grid=out_grid),
-    )
-    graph = Graph(config, {t.name: t for t in tensors}, (layer,), ("x",), ("y",))
-    return graph, {"x": x}
+    grids = {"x": (height, width), "y": out_grid}
+    ops: tuple[Op, ...] = (layer,)
+    if every > 1:
+        grids["line"] = out_grid[0], (out_grid[1] - 1) * every + 1
+        ops = layer, MaxPool(f"every {every} pixels", "line", "y", (1, 1), (1, every), (0, 0))
+    tensors = {
+        name: Tensor(name, 1, grid[0] * grid[1], inputs if name == "x" else outputs, 8, 1.0,
+                     grid=grid)
+        for name, grid in grids.items()
+    }  # fmt: skip
+    return Graph(config, tensors, ops, ("x",), ("y",)), {"x": x}
+
+
+def horizontal_steps(stride: int, outputs: int) -> tuple[int, int]:
+    """Return the stride of a window within a line, and that every n-th result is kept: (s, n)."""
+    if stride <= LARGEST_STRIDE or outputs == 1:
+        return min(stride, LARGEST_STRIDE), 1
+    step = LARGEST_STRIDE if stride % LARGEST_STRIDE == 0 else 1
+    return step, stride // step
 
 
 def check_conv(

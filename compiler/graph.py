@@ -15,6 +15,13 @@ from twillcore.config import Config
 from twillcore.isa import ElementwiseOp, Function
 
 Ints = NDArray[np.int64]
+#: Input pixels per output pixel: in both directions, or (vertical, horizontal).
+Stride = int | tuple[int, int]
+
+
+def both_strides(stride: Stride) -> tuple[int, int]:
+    """Return a stride as (vertical, horizontal)."""
+    return stride if isinstance(stride, tuple) else (stride, stride)
 
 
 @dataclass(frozen=True)
@@ -99,16 +106,16 @@ class Conv(WeightedOp):
     x int8 (batch, height * width, C) with a grid; weight int8 (N, kernel height, kernel width,
     C / groups). ``out[y, x, n]`` sums over ``x[y * stride + i * dilation - top, x * stride + j *
     dilation - left, c] * weight[n, i, j, c]``, pixels outside the grid are 0; the size of the
-    output is that of its tensor's grid. ``padding`` is (top, left): more on the other sides follows
-    from the output's grid. With groups, output n reads channels from ``n // (N / groups) * (C /
-    groups)`` on. In the weights of one tap, every aligned block of ``config.block`` inputs has at
-    most ``beats`` non-zeros per output of the DSP core.
+    output is that of its tensor's grid. The horizontal stride is 1 or 2. ``padding`` is (top,
+    left): more on the other sides follows from the output's grid. With groups, output n reads
+    channels from ``n // (N / groups) * (C / groups)`` on. In the weights of one tap, every aligned
+    block of ``config.block`` inputs has at most ``beats`` non-zeros per output of the DSP core.
     """
 
     x: str
     out: str
     weight: NDArray[np.int8]
-    stride: int
+    stride: Stride
     padding: tuple[int, int]
     dilation: int
     groups: int
@@ -119,20 +126,24 @@ class Conv(WeightedOp):
 class MaxPool(Op):
     """Maximum over windows of int8 x: ``kernel`` (height, width), the rest as in :class:`Conv`.
 
-    Pixels outside the grid do not count. Scales of x and out are the same.
+    Pixels outside the grid do not count. Scales of x and out are the same. With a kernel of one
+    pixel and without padding, which leaves pixels out, the horizontal stride may be anything.
     """
 
     x: str
     out: str
     kernel: tuple[int, int]
-    stride: int
+    stride: Stride
     padding: tuple[int, int]
     dilation: int = 1
 
 
 @dataclass(frozen=True)
 class Concat(Op):
-    """Channels of ``parts``, one after the other; all int8, of one scale and one grid."""
+    """Channels of ``parts``, one after the other; all int8, of one scale and one grid.
+
+    Every part begins at a multiple of ``config.block`` channels; those between are 0.
+    """
 
     parts: tuple[str, ...]
     out: str

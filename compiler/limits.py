@@ -11,4 +11,5 @@ MOST_TAPS = _WINDOW["taps"].high
 MOST_PIXELS = _WINDOW["width"].high  #: of a map, in each direction
 LARGEST_PITCH = _WINDOW["pitch"].high
 TAP_REACH = tuple((_TAP[name].low, _TAP[name].high) for name in ("dy", "dx"))
-LARGEST_STRIDE = 2  #: of a window
+LARGEST_STRIDE = 2  #: of a window, horizontally
+WINDOW_STRIDES = (1, 2)  #: of both directions, that need no more than a window

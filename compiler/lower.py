@@ -19,6 +19,7 @@ from twillcore.compiler.builder import Builder
 from twillcore.compiler.capture import UNARY, Captured, is_float, name_of, path_of, shape_of
 from twillcore.compiler.errors import CompileError
 from twillcore.compiler.float_graph import FloatGraph
+from twillcore.compiler.rules_pad import PADS
 from twillcore.compiler.rules_pointwise import POINTWISE, unary
 from twillcore.compiler.rules_product import PRODUCTS
 from twillcore.compiler.rules_view import IDENTITIES, PIECES, VIEWS, identity
@@ -27,7 +28,7 @@ from twillcore.compiler.symbols import Elsewhere, Host, Scores, Value
 from twillcore.compiler.views import NoViewError, View
 from twillcore.config import Config
 
-RULES = {**VIEWS, **PIECES, **PRODUCTS, **POINTWISE, **WINDOWS}
+RULES = {**VIEWS, **PIECES, **PRODUCTS, **POINTWISE, **WINDOWS, **PADS}
 
 #: Operators for which the chip exists: what stands before the first of them is the host's.
 ANCHORS = frozenset(
@@ -38,7 +39,7 @@ ANCHORS = frozenset(
 POOLING = frozenset(
     {"mean", "sum", "select", "slice", "amax", "amin", "max", "min", "index", "index_select"}
     | {"gather", "narrow", "logsumexp", "linalg_vector_norm"}
-    | {"adaptive_avg_pool1d", "avg_pool1d", "max_pool1d"}
+    | {"adaptive_avg_pool1d", "avg_pool1d", "max_pool1d", "adaptive_max_pool1d"}
 )
 #: Operators that are too much for the host to do in silence.
 HEAVY = frozenset(
@@ -51,8 +52,6 @@ HINTS = {
     "gru": "no recurrent layers; use an encoder",
     "pow": "write x * x, or use nn.LayerNorm instead of another normalisation",
     "rms_norm": "use nn.LayerNorm",
-    "adaptive_max_pool": "use nn.MaxPool2d",
-    "pad": "use the padding of the convolution or pooling that follows",
     "upsample": "no interpolation",
     "einsum": "write it with matmul and transpose",
     "group_norm": "use nn.LayerNorm, or nn.BatchNorm1d, which is folded",
@@ -203,9 +202,10 @@ def _suffix(captured: Captured, trial: Builder, failures: dict[fx.Node, str]) ->
     }
     suffix = {n for n, v in trial.values.items() if isinstance(v, Elsewhere)}
     for node in reversed(nodes):  # what does not pay at the end of the chip's part
-        users = [user for user in node.users if user.op != "output"]
+        pieces = list(node.users) if name_of(node) in PIECES and name_of(node) != "getitem" else []
+        users = [user for piece in pieces or [node] for user in piece.users if user.op != "output"]
         if _movable(node, trial) and all(user in suffix for user in users):
-            suffix.add(node)
+            suffix |= {node, *pieces}  # several results move together
     for node in nodes:
         value = trial.values[node]
         heads = value.heads if isinstance(value, Scores) and node not in suffix else 0
@@ -231,7 +231,7 @@ def _movable(node: fx.Node, trial: Builder) -> bool:
     value, name = trial.values[node], name_of(node)
     if isinstance(value, Host | Elsewhere | Scores) or name in ANCHORS:
         return False
-    if name in VIEWS or name in IDENTITIES or name == "getitem":
+    if name != "getitem" and any(name in rules for rules in (VIEWS, IDENTITIES, PADS, PIECES)):
         return True
     operands = [trial.values.get(n) for n in node.all_input_nodes]
     binary = name.rstrip("_") in ("add", "sub", "mul", "div", "neg")

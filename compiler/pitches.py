@@ -13,6 +13,9 @@ the width), but computing it takes time. What can be expressed:
   * P = L / 2 (a row tile is two lines), and 4 Q is a multiple of L; or
   * P = Q, a multiple of L / 2 (then output pixel p starts at input pixel 2 p; half of it is junk).
 
+* *Other strides*: every output line has an instruction of its own. It must be whole row tiles, and
+  its input line must begin one. With s input lines per output line, P is a multiple of L, and so is
+  s Q.
 * *One line* has no pitch: its pixels follow each other, whatever the neighbours do.
 * What is no convolution works on rows: all its maps share a pitch. Matrix products of two
   activations and tensors without a grid know no junk: there the pitch is the width.
@@ -23,8 +26,19 @@ Of the pitches that fit all layers of a network, the cheapest are taken.
 from collections.abc import Iterator
 
 from twillcore.compiler.errors import CompileError
-from twillcore.compiler.graph import Attention, Conv, Graph, MatMul, MaxPool, Op, reads, writes
-from twillcore.compiler.limits import LARGEST_PITCH
+from twillcore.compiler.graph import (
+    Attention,
+    Conv,
+    Graph,
+    MatMul,
+    MaxPool,
+    Op,
+    Stride,
+    both_strides,
+    reads,
+    writes,
+)
+from twillcore.compiler.limits import LARGEST_PITCH, LARGEST_STRIDE
 
 
 def choose_pitches(graph: Graph) -> dict[str, int]:
@@ -39,7 +53,7 @@ def choose_pitches(graph: Graph) -> dict[str, int]:
 
 
 class _Choice:
-    """Maps that must have one pitch form a class; classes are joined by layers of stride 2."""
+    """Maps that must have one pitch form a class; classes are joined by layers with a stride."""
 
     def __init__(self, graph: Graph) -> None:
         self.graph, self.lanes = graph, graph.config.lanes
@@ -48,7 +62,7 @@ class _Choice:
         ]
         self._parent = {name: name for name in self.names}
         self.forced: dict[str, int] = {}
-        self.halving: list[tuple[str, str, Op]] = []  # (input, output)
+        self.strided: list[tuple[str, str, Op]] = []  # (input, output)
         for op in graph.ops:
             self._add(op)
         order = dict.fromkeys(self._find(name) for op in graph.ops for name in
@@ -58,6 +72,9 @@ class _Choice:
         for name in self.names:
             root = self._find(name)
             self.widths[root] = max(self.widths[root], graph.tensors[name].grid[1])
+
+    def _strides(self, op: Conv | MaxPool) -> tuple[int, int]:
+        return window_strides(op.stride, self.graph.tensors[op.out].grid)
 
     def _find(self, name: str) -> str:
         while self._parent[name] != name:
@@ -71,10 +88,10 @@ class _Choice:
     def _add(self, op: Op) -> None:
         tensors = list(dict.fromkeys([*reads(op), *writes(op)]))
         maps = [name for name in tensors if name in self._parent]
-        if isinstance(op, Conv | MaxPool) and op.stride > 1:
+        if isinstance(op, Conv | MaxPool) and self._strides(op) != (1, 1):
             self._join([name for name in maps if name != op.x])
             if op.out in maps:  # the pitch of a single line is that of whatever reads it
-                self.halving.append((op.x if op.x in maps else op.out, op.out, op))
+                self.strided.append((op.x if op.x in maps else op.out, op.out, op))
             return
         self._join(maps)
         others = (self.graph.tensors[name] for name in tensors if name not in self._parent)
@@ -89,7 +106,7 @@ class _Choice:
             return sorted(p for p in forced if p >= width and len(forced) == 1)
         steps = {1, lanes, lanes // 2} | ({lanes // 4} if lanes % 4 == 0 else set())
         widths = {width} | {
-            self.widths[self._find(out)] for x, out, _ in self.halving if self._find(x) == root
+            self.widths[self._find(out)] for x, out, _ in self.strided if self._find(x) == root
         }
         pitches = {-(-w // step) * step for step in steps for w in widths if w >= width}
         pitches |= {pitch for pitch in known.values() if pitch >= width}
@@ -105,9 +122,10 @@ class _Choice:
         return total
 
     def _fits(self, known: dict[str, int]) -> bool:
-        for x, out, _ in self.halving:
+        for x, out, op in self.strided:
             source, target = known.get(self._find(x)), known.get(self._find(out))
-            if source and target and not halves(self.lanes, source, target):
+            if source and target and not fits_strides(self.lanes, source, target,
+                                                      self._strides(op)):  # fmt: skip
                 return False
         return True
 
@@ -131,7 +149,7 @@ class _Choice:
             wide = [n for n in self.names if self.graph.tensors[n].grid[1] > LARGEST_PITCH]
             if wide:
                 raise CompileError(f"{', '.join(wide)}: wider than {LARGEST_PITCH} pixels")
-            layers = ", ".join(op.name for _, _, op in self.halving)
+            layers = ", ".join(op.name for _, _, op in self.strided)
             raise CompileError(
                 f"no pitches of the feature maps fit {layers or 'all layers'} on {self.lanes}"
                 " lanes; use maps whose width is a multiple of the lanes"
@@ -139,8 +157,20 @@ class _Choice:
         return {name: found[-1][self._find(name)] for name in self.names}
 
 
-def halves(lanes: int, source: int, target: int) -> bool:
-    """Whether maps of these pitches can be input and output of a layer of stride 2."""
+def window_strides(stride: Stride, grid: tuple[int, int]) -> tuple[int, int]:
+    """Return the strides that a window needs to compute ``grid``; one with one output has none."""
+    down, right = both_strides(stride)
+    if grid[0] == 1:
+        down = right
+    if grid[1] == 1:
+        right = min(down, LARGEST_STRIDE)
+    return down, right
+
+
+def fits_strides(lanes: int, source: int, target: int, strides: tuple[int, int]) -> bool:
+    """Whether maps of these pitches can be input and output of a layer with ``strides``."""
+    if strides != (2, 2):
+        return target % lanes == 0 and strides[0] * source % lanes == 0
     if target % (lanes // 2):
         return False
     if source == target:

@@ -41,6 +41,7 @@ from twillcore.compiler.graph import (
     Op,
     Softmax,
     Tensor,
+    both_strides,
 )
 from twillcore.compiler.scales import (
     BIAS_LIMIT,
@@ -188,7 +189,7 @@ class _Quantizer:
                 beats=self._beats(op, whole.weight.reshape(op.weight.shape)),
                 lut_bits=share.bits,
                 taps=taps,
-                stride=getattr(op, "stride", 1),
+                stride=both_strides(getattr(op, "stride", 1))[1],
                 share=share.share,
             )
         except CompileError as error:

@@ -5,7 +5,8 @@ band begins with a row tile.
 """
 
 import itertools
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 from twillcore.compiler.errors import CompileError
 from twillcore.compiler.limits import MOST_ROW_TILES
@@ -68,11 +69,10 @@ def row_band(piece: Piece) -> Band:
 def window_band(g: Geometry, lanes: int, in_rows: int, out_rows: int, piece: Piece) -> Band:
     """Return some output lines; items are ``in_rows`` and ``out_rows`` row tiles."""
     unit = g.unit(lanes)
-    below = max(dy for dy, _, _ in g.taps)
-    above = min(dy for dy, _, _ in g.taps)
+    above, below = g.reach
     start, end = piece.first * unit, min((piece.first + piece.count) * unit, g.out_height)
-    top = min(max(start * g.stride + above, 0), g.height - 1)
-    bottom = min(max((end - 1) * g.stride + below + 1, top + 1), g.height)
+    top = min(max(start * g.y_stride + above, 0), g.height - 1)
+    bottom = min(max((end - 1) * g.y_stride + below + 1, top + 1), g.height)
     low = top * g.in_pitch // lanes
     high = ceil_div((bottom - 1) * g.in_pitch + g.width, lanes)
     row = start * g.pitch // lanes
@@ -81,8 +81,22 @@ def window_band(g: Geometry, lanes: int, in_rows: int, out_rows: int, piece: Pie
     return Band(
         row + piece.item * out_rows, ceil_div(pixels, lanes) - row,
         low + piece.item * in_rows, high - low, g.input_tile(row) + piece.item * in_rows,
-        start * g.stride, bottom, piece,
+        start * g.y_stride, bottom, piece,
     )  # fmt: skip
+
+
+def lines(g: Geometry, lanes: int, in_rows: int, out_rows: int, band: Band) -> Iterator[Band]:
+    """Yield the output lines of a band, each as a band of its own.
+
+    Only what is above or below the map is padding, so lines whose windows begin in it are all as
+    if that were its first line, and need no other WINDOW.
+    """
+    above = g.reach[0]
+    for number in range(band.piece.count):
+        piece = replace(band.piece, first=band.piece.first + number, count=1)
+        line = window_band(g, lanes, in_rows, out_rows, piece)
+        up = max(line.y + above, 0)
+        yield replace(line, y=line.y - up, height=line.height - up)
 
 
 def window_bands(g: Geometry, lanes: int, limits: Limits, batch: int, in_rows: int,

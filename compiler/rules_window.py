@@ -14,8 +14,10 @@ from twillcore.compiler.float_graph import (
     FloatMaxPool,
     FloatTensor,
 )
-from twillcore.compiler.limits import LARGEST_STRIDE, MOST_PIXELS, MOST_TAPS, TAP_REACH
-from twillcore.compiler.symbols import Host, floats_of
+from twillcore.compiler.graph import Stride, both_strides
+from twillcore.compiler.limits import MOST_PIXELS, MOST_TAPS, TAP_REACH, WINDOW_STRIDES
+from twillcore.compiler.rules_pad import is_non_negative, padded_image
+from twillcore.compiler.symbols import Elsewhere, Host, Padded, Value, floats_of
 from twillcore.compiler.views import Atom, NoViewError, View, dimension, image_dims
 
 if TYPE_CHECKING:
@@ -60,7 +62,7 @@ def convolution(
     kernel = kernel.reshape(*kernel.shape[:2], *[1] * (2 - directions), *kernel.shape[2:])
     kernel = np.ascontiguousarray(kernel.transpose(0, 2, 3, 1))
     size = kernel.shape[1:3]
-    image = low.image(x, directions)
+    image, sides = padded_image(low, x, directions, _zeros)
     distances = _pair(dilation, directions, 1)
     if isinstance(padding, str):
         reach = [d * (k - 1) for d, k in zip(distances, size, strict=True)]
@@ -68,10 +70,11 @@ def convolution(
     else:
         before = _pair(padding, directions, 0)
     vector = np.zeros(len(kernel), np.float32) if bias is None else floats_of(low.constant(bias))
-    step = _stride(low, stride, directions)
+    step = _stride(_output_grid(low, directions), _pair(stride, directions, 1))
     return _convolve(
-        low, image, kernel, vector, step, before, _dilation(distances, size), groups, directions
-    )
+        low, image, kernel, vector, step, _before(before, sides), _dilation(distances, size),
+        groups, directions,
+    )  # fmt: skip
 
 
 def general_convolution(
@@ -85,15 +88,13 @@ def general_convolution(
 
 
 def _convolve(
-    low: "Builder", image: View, kernel: np.ndarray, bias: np.ndarray, stride: int,
+    low: "Builder", image: View, kernel: np.ndarray, bias: np.ndarray, stride: Stride,
     padding: tuple[int, int], dilation: int, groups: int, directions: int,
 ) -> View:  # fmt: skip
     """Emit a convolution of a canonical image; ``kernel`` is (N, height, width, C / groups)."""
     source, grid = low.tensors[image.base], _output_grid(low, directions)
-    _check_stride(low, image, stride)
-    if (
-        stride <= LARGEST_STRIDE or image.base not in low.inputs
-    ):  # else the host will fold the input
+    foldable = image.base in low.inputs and stride not in WINDOW_STRIDES  # then the host will
+    if not foldable:
         check_window(low, source.grid, kernel.shape[1:3], padding, dilation)
     out = low.tensor(
         low.node.name, FloatTensor("", source.batch, math.prod(grid), len(kernel), grid)
@@ -109,21 +110,70 @@ def max_pool(
 ) -> View:  # fmt: skip
     """Maximum over windows."""
     directions = _directions(low)
-    size = _pair(kernel, directions, 1)
+    size, before = _pair(kernel, directions, 1), _pair(padding, directions, 0)
+    spread = _dilation(_pair(dilation, directions, 1), size)
+    grid = _output_grid(low, directions)
+    step = _stride(grid, _pair(stride or kernel, directions, 1))
+
+    def takes(padded: Padded) -> bool:
+        """Whether pixels around the image do not matter: windows contain others, too."""
+        if padded.value == 0 and not is_non_negative(low, padded.image):
+            return False
+        top, bottom, left, right = padded.sides
+        ends = zip(_before(before, padded.sides), size, padded.grid, grid, both_strides(step),
+                   (top + bottom, left + right), strict=True)  # fmt: skip
+        return all(
+            first < k * spread and (m - 1) * s - first < n - around
+            for first, k, n, m, s, around in ends
+        )
+
+    image, sides = padded_image(low, x, directions, takes)
+    padded_grid = _padded_grid(low, image, sides)
+    _check_ceil(low, padded_grid, grid, size, step, before, spread, ceil_mode)
+    return _pool(low, image, grid, size, step, _before(before, sides), spread, directions)
+
+
+def max_pool_with_indices(low: "Builder", *args: Any, **kwargs: Any) -> tuple[Value, ...]:
+    """Maximum over windows; nobody may read where it is."""
+    _no_indices(low)
+    return max_pool(low, *args, **kwargs), Elsewhere()
+
+
+def adaptive_max_pool(low: "Builder", x: Any, output: Any) -> tuple[Value, ...]:
+    """Maximum over windows that divide the image evenly; nobody may read where it is."""
+    _no_indices(low)
+    directions = _directions(low)
     image = low.image(x, directions)
+    size = _even_windows(low, image, directions)
+    sizes = [size] if math.prod(size) > 1 else []
+    if math.prod(size) > min(MOST_TAPS, low.config.tap_depth):  # columns first, then lines
+        sizes = [(size[0], 1), (1, size[1])]
+    for part in sizes:
+        source = low.tensors[image.base].grid
+        grid = tuple(n // k for n, k in zip(source, part, strict=True))
+        image = _pool(low, image, grid, part, _stride(grid, part), (0, 0), 1, directions)
+    return image, Elsewhere()
+
+
+def _no_indices(low: "Builder") -> None:
+    for user in low.node.users:
+        if user.args[1:] != (0,) and user.users:
+            raise NoViewError("the indices of maxima are not on the chip")
+
+
+def _pool(
+    low: "Builder", image: View, grid: tuple[int, int], size: tuple[int, int], stride: Stride,
+    padding: tuple[int, int], dilation: int, directions: int,
+) -> View:  # fmt: skip
+    """Emit a max pooling of a canonical image to ``grid`` pixels."""
     if image.scale <= 0:
         image = low.unscaled(image)
-    source, before = low.tensors[image.base], _pair(padding, directions, 0)
-    spread = _dilation(_pair(dilation, directions, 1), size)
-    step = _stride(low, stride or kernel, directions)
-    grid = _output_grid(low, directions)
-    _check_ceil(low, source.grid, grid, size, step, before, spread, ceil_mode)
-    _check_stride(low, image, step, host=False)
-    check_window(low, source.grid, size, before, spread)
+    source = low.tensors[image.base]
+    check_window(low, source.grid, size, padding, dilation)
     out = low.tensor(
         low.node.name, FloatTensor("", source.batch, math.prod(grid), source.channels, grid)
     )
-    low.emit(FloatMaxPool(low.path, out, image.base, size, step, before, spread))
+    low.emit(FloatMaxPool(low.path, out, image.base, size, stride, padding, dilation))
     dims = image_dims(source.batch, source.channels, grid, directions, len(image.dims))
     return View(out, dims, 0, image.scale)
 
@@ -135,14 +185,15 @@ def avg_pool(
     """Mean over windows: a depthwise convolution with equal weights."""
     directions = _directions(low)
     size, before = _pair(kernel, directions, 1), _pair(padding, directions, 0)
-    image = low.image(x, directions)
+    image, sides = padded_image(low, x, directions, _zeros)
     if any(before) and not count_include_pad:
         raise NoViewError("average pooling with padding must have count_include_pad=True")
-    step = _stride(low, stride or kernel, directions)
     source = low.tensors[image.base]
     grid = _output_grid(low, directions)
-    _check_ceil(low, source.grid, grid, size, step, before, 1, ceil_mode)
+    step = _stride(grid, _pair(stride or kernel, directions, 1))
+    _check_ceil(low, _padded_grid(low, image, sides), grid, size, step, before, 1, ceil_mode)
     weights = _equal(source.channels, size, divisor_override or math.prod(size))
+    before = _before(before, sides)
     return _convolve(low, image, *weights, step, before, 1, source.channels, directions)
 
 
@@ -153,16 +204,22 @@ def adaptive_avg_pool(low: "Builder", x: Any, output: Any) -> View:
     source, grid = low.tensors[image.base], _output_grid(low, directions)
     if grid == source.grid:
         return image
-    if any(n % m for n, m in zip(source.grid, grid, strict=True)):
-        raise NoViewError(f"{source.grid} pixels do not divide evenly into {grid}")
+    size = _even_windows(low, image, directions)
     if grid == (1, 1):
         out = _mean(low, image)
         dims = image_dims(source.batch, source.channels, grid, directions, len(image.dims))
         return View(out, dims)
-    size = tuple(n // m for n, m in zip(source.grid, grid, strict=True))
-    step = _stride(low, size[2 - directions :], directions)
+    step = _stride(grid, size)
     weights = _equal(source.channels, size, math.prod(size))
     return _convolve(low, image, *weights, step, (0, 0), 1, source.channels, directions)
+
+
+def _even_windows(low: "Builder", image: View, directions: int) -> tuple[int, int]:
+    """Return the size of the windows that divide an image into the pixels of the node's result."""
+    source, grid = low.tensors[image.base].grid, _output_grid(low, directions)
+    if any(n % m for n, m in zip(source, grid, strict=True)):
+        raise NoViewError(f"{source} pixels do not divide evenly into {grid}")
+    return tuple(n // m for n, m in zip(source, grid, strict=True))
 
 
 def mean(low: "Builder", x: Any, dim: Any = None, keepdim: bool = False, dtype: Any = None) -> View:
@@ -207,9 +264,11 @@ def _mean(low: "Builder", image: View) -> str:
 
 def cat(low: "Builder", parts: Sequence[Any], dim: int = 0) -> View:
     """Join along the channels."""
-    if not parts or not all(isinstance(part, View | Host) for part in parts):
+    if not parts or not all(isinstance(part, View | Host | Padded) for part in parts):
         raise NoViewError("only tensors can be joined")
-    images = any(isinstance(p, View) and low.tensors[p.base].grid for p in parts)
+    images = any(
+        isinstance(p, Padded) or (isinstance(p, View) and low.tensors[p.base].grid) for p in parts
+    )
     rank = len(shape_of(low.node))
     views = []
     for part in parts:
@@ -231,6 +290,21 @@ def cat(low: "Builder", parts: Sequence[Any], dim: int = 0) -> View:
     low.emit(FloatConcat(low.path, out, tuple(v.base for v in views)))
     dims = views[0].dims
     return View(out, (*dims[:dim], dimension(Atom("c", channels)), *dims[dim + 1 :]))
+
+
+def _zeros(padded: Padded) -> bool:
+    """Whether a convolution can take up a padding."""
+    return padded.value == 0
+
+
+def _before(padding: tuple[int, int], sides: tuple[int, int, int, int]) -> tuple[int, int]:
+    """Return (top, left) of a window's own padding and of that of its image."""
+    return padding[0] + sides[0], padding[1] + sides[2]
+
+
+def _padded_grid(low: "Builder", image: View, sides: tuple[int, int, int, int]) -> tuple[int, int]:
+    height, width = low.tensors[image.base].grid
+    return height + sides[0] + sides[1], width + sides[2] + sides[3]
 
 
 def _directions(low: "Builder") -> int:
@@ -257,12 +331,14 @@ def _pair(value: Any, directions: int, missing: int) -> tuple[int, int]:
     return tuple([missing] * (2 - directions) + values)
 
 
-def _stride(low: "Builder", stride: Any, directions: int) -> int:
-    """Return the one stride of both directions; one with a single output has none."""
-    grid = _output_grid(low, directions)
-    steps = {s for s, n in zip(_pair(stride, directions, 1), grid, strict=True) if n > 1}
+def _stride(grid: tuple[int, int], pair: tuple[int, int]) -> Stride:
+    """Return a stride (vertical, horizontal) to ``grid`` as one number, if it is.
+
+    A direction with a single output has none of its own.
+    """
+    steps = {s for s, n in zip(pair, grid, strict=True) if n > 1}
     if len(steps) > 1:
-        raise NoViewError(f"strides {sorted(steps)}: must be the same in both directions")
+        return pair
     return steps.pop() if steps else 1
 
 
@@ -274,21 +350,16 @@ def _dilation(dilation: tuple[int, int], kernel: tuple[int, int]) -> int:
     return distances.pop() if distances else 1
 
 
-def _check_stride(low: "Builder", image: View, stride: int, host: bool = True) -> None:
-    """Check a stride: a power of two, or, if the host can fold it away, any of an input."""
-    if stride & (stride - 1) and not (host and image.base in low.inputs):
-        raise NoViewError(f"stride {stride}: use 1, 2 or another power of two")
-
-
 def _check_ceil(
     low: "Builder", grid: tuple[int, int], output: tuple[int, int], kernel: tuple[int, int],
-    stride: int, padding: tuple[int, int], dilation: int, ceil_mode: bool,
+    stride: Stride, padding: tuple[int, int], dilation: int, ceil_mode: bool,
 ) -> None:  # fmt: skip
     """Refuse windows that reach beyond the padding, where they make a difference."""
     if not ceil_mode:
         return
-    for n, m, k, before in zip(grid, output, kernel, padding, strict=True):
-        if (n + 2 * before - dilation * (k - 1) - 1) // stride + 1 != m:
+    steps = both_strides(stride)
+    for n, m, k, before, step in zip(grid, output, kernel, padding, steps, strict=True):
+        if (n + 2 * before - dilation * (k - 1) - 1) // step + 1 != m:
             raise NoViewError("ceil_mode=True makes windows that reach beyond the padding: pad")
 
 
@@ -297,6 +368,9 @@ WINDOWS: dict[str, Callable] = {
     "conv2d": convolution,
     "convolution": general_convolution,
     "max_pool1d": max_pool,
+    "max_pool2d_with_indices": max_pool_with_indices,
+    "adaptive_max_pool1d": adaptive_max_pool,
+    "adaptive_max_pool2d": adaptive_max_pool,
     "max_pool2d": max_pool,
     "avg_pool1d": avg_pool,
     "avg_pool2d": avg_pool,

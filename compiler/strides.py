@@ -10,7 +10,6 @@ from dataclasses import replace
 
 import numpy as np
 
-from twillcore.compiler.errors import CompileError
 from twillcore.compiler.float_graph import (
     FloatConv,
     FloatGraph,
@@ -22,7 +21,8 @@ from twillcore.compiler.float_graph import (
     Layout,
     float_reads,
 )
-from twillcore.compiler.limits import LARGEST_STRIDE
+from twillcore.compiler.graph import both_strides
+from twillcore.compiler.limits import WINDOW_STRIDES
 from twillcore.compiler.shares import NO_SHARES, LutShare, Shares
 from twillcore.compiler.sparsify import window_beats
 from twillcore.compiler.split import finish_cycles, split_channels
@@ -37,24 +37,19 @@ def reduce_strides(
     shares: Shares = NO_SHARES,
     fold_inputs: bool | None = None,
 ) -> FloatGraph:
-    """Return ``graph`` with strides of 1 and 2 only.
+    """Return ``graph`` with strides that windows can do: horizontal ones of 1 and 2 only.
 
     ``fold_inputs`` says whether inputs of convolutions with stride 2 and few channels are folded;
     None: where the convolution is faster then, which depends on the cores that compute it, in
-    ``shares``. Those of larger strides are folded whenever possible.
-
-    Raises
-    ------
-    CompileError
-        If a stride can neither be folded away nor divided into steps of 2.
+    ``shares``. Those of other strides are folded whenever possible.
     """
     uses = Counter(name for op in graph.ops for name in float_reads(op))
     uses.update(name for name, _, _ in graph.outputs)
-    tensors, inputs, ops, problems = dict(graph.tensors), dict(graph.inputs), [], []
+    tensors, inputs, ops = dict(graph.tensors), dict(graph.inputs), []
     for op in graph.ops:
         if (
             isinstance(op, FloatConv)
-            and op.stride > 1
+            and op.stride != 1
             and op.dilation == 1
             and op.groups == 1
             and op.x in inputs
@@ -62,13 +57,7 @@ def reduce_strides(
             and _folds(graph, op, config, shares.of(op.name), fold_inputs)
         ):
             op, tensors[op.x], inputs[op.x] = _fold(graph, op, config.block)
-        if isinstance(op, FloatConv | FloatMaxPool) and op.stride > LARGEST_STRIDE:
-            if op.stride & (op.stride - 1):
-                problems.append(
-                    f"{op.name}: stride {op.stride} of an input that others read too: use 1, 2 or"
-                    " another power of two"
-                )
-                continue
+        if isinstance(op, FloatConv | FloatMaxPool) and op.stride not in WINDOW_STRIDES:
             ops += _in_steps(op, tensors)
             continue
         if (
@@ -81,8 +70,6 @@ def reduce_strides(
                 op.name, op.out, op.x, op.weight[:, 0, 0], op.bias, op.residual, op.function
             )
         ops.append(op)
-    if problems:
-        raise CompileError("\n".join(problems))
     return replace(graph, tensors=tensors, inputs=inputs, ops=tuple(ops))
 
 
@@ -90,7 +77,7 @@ def _folds(
     graph: FloatGraph, op: FloatConv, config: Config, share: LutShare | None, wanted: bool | None
 ) -> bool:
     """Whether to fold the input of a convolution."""
-    if op.stride > LARGEST_STRIDE or not config.tap_depth:
+    if op.stride not in WINDOW_STRIDES or not config.tap_depth:
         return True
     channels = op.weight.shape[3]
     if wanted is not None or channels * op.stride**2 > MOST_CHANNELS:
@@ -120,7 +107,11 @@ def _fold(graph: FloatGraph, op: FloatConv, block: int) -> tuple[FloatConv, Floa
     """Return the convolution on the folded image, that image, and its layout."""
     source, outputs, channels = graph.tensors[op.x], len(op.weight), op.weight.shape[3]
     sizes = op.weight.shape[1:3]
-    steps = [1 if n == 1 and k == 1 else op.stride for n, k in zip(source.grid, sizes, strict=True)]
+    strides = both_strides(op.stride)
+    steps = [
+        1 if n == 1 and k == 1 else step
+        for n, k, step in zip(source.grid, sizes, strides, strict=True)
+    ]
     grid = tuple(-(-n // s) for n, s in zip(source.grid, steps, strict=True))
     # a tap at distance d is position d mod s of the folded pixel at distance d div s
     distances = [np.arange(k) - before for k, before in zip(sizes, op.padding, strict=True)]
@@ -159,27 +150,44 @@ def _spread(channels: int, block: int) -> np.ndarray:
 
 
 def _in_steps(op: FloatConv | FloatMaxPool, tensors: dict[str, FloatTensor]) -> list[FloatOp]:
-    """Return ``op`` with stride 2, and what takes every second of its results as often as needed.
+    """Return ``op`` with a stride that windows can do, and what takes every n-th of its results.
 
     ``tensors`` gets those between the steps.
     """
     final = tensors[op.out]
-    if getattr(op, "residual", None) is not None:
+    left = both_strides(op.stride)
+    pixel = isinstance(op, FloatMaxPool) and (op.kernel, op.padding) == ((1, 1), (0, 0))
+    if getattr(op, "residual", None) is not None and _first_step(left, pixel) != left:
         alone = f"{op.out}.alone"
         tensors[alone] = replace(final, name=alone)
         ones = np.ones(final.channels, np.float32)
         tail = FloatMap(op.name, op.out, alone, ones, ones * 0, op.residual, op.function)
         return [*_in_steps(replace(op, out=alone, residual=None, function=None), tensors), tail]
     ops: list[FloatOp] = []
-    left, x = op.stride // LARGEST_STRIDE, op.x
-    while True:
-        out = op.out if left == 1 else f"{op.out}.every{left}"
-        grid = tuple((n - 1) * left + 1 for n in final.grid)
+    x = op.x
+    while left != (1, 1):
+        step = _first_step(left, pixel)
+        left = left[0] // step[0], left[1] // step[1]
+        whole = left == (1, 1)
+        out = op.out if whole else f"{op.out}.every{left[0]}x{left[1]}"
+        grid = tuple((n - 1) * step + 1 for n, step in zip(final.grid, left, strict=True))
         tensors[out] = replace(final, name=out, rows=grid[0] * grid[1], grid=grid)
+        stride = step[0] if step[0] == step[1] else step
         if not ops:
-            ops.append(replace(op, out=out, stride=LARGEST_STRIDE))
+            ops.append(replace(op, out=out, stride=stride))
         else:
-            ops.append(FloatMaxPool(op.name, out, x, (1, 1), LARGEST_STRIDE, (0, 0)))
-        if left == 1:
-            return ops
-        left, x = left // LARGEST_STRIDE, out
+            ops.append(FloatMaxPool(op.name, out, x, (1, 1), stride, (0, 0)))
+        pixel, x = True, out
+    return ops
+
+
+def _first_step(stride: tuple[int, int], pixel: bool) -> tuple[int, int]:
+    """Return which part of a stride comes first; of a window of one ``pixel`` it may be anything.
+
+    All vertical steps come first, since windows can do any number of them, and of the horizontal
+    ones a factor of 2.
+    """
+    down, right = stride
+    if right % 2 == 0:
+        return down, 2
+    return down, right if pixel else 1

@@ -38,11 +38,37 @@ class Scores:
 
 
 @dataclass(frozen=True)
+class Padded:
+    """A canonical image with pixels of one value around it, which are not computed yet.
+
+    ``sides`` are (top, bottom, left, right), ``value`` is 0 or -inf. With one of two
+    ``directions`` the image is one line high.
+    """
+
+    image: View
+    sides: tuple[int, int, int, int]
+    value: float
+    directions: int
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Height and width."""
+        top, bottom, left, right = self.sides
+        height = self.image.shape[-2] if self.directions == 2 else 1
+        return height + top + bottom, self.image.shape[-1] + left + right
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the framework's tensor."""
+        return (*self.image.shape[: -self.directions], *self.grid[-self.directions :])
+
+
+@dataclass(frozen=True)
 class Elsewhere:
     """A value that the chip does not have: not supported, or computed after the chip."""
 
 
-Value = View | Scores | Host | Elsewhere | tuple
+Value = View | Scores | Padded | Host | Elsewhere | tuple
 
 
 def layout_of(dims: Dimensions, axes: str) -> Layout:

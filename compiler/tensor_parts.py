@@ -4,7 +4,6 @@ The inputs of a Concat are written into the channels of its output, and a layer 
 over its residual where nobody else reads that.
 """
 
-from twillcore.compiler.errors import CompileError
 from twillcore.compiler.graph import (
     Concat,
     Conv,
@@ -31,13 +30,7 @@ def is_tiled_exactly(op: Op, graph: Graph) -> bool:
 
 
 def find_parts(graph: Graph) -> dict[str, tuple[str, int]]:
-    """Return the tensors that lie in another one: its name, and the first word of theirs.
-
-    Raises
-    ------
-    CompileError
-        If a Concat has parts that fill no words.
-    """
+    """Return the tensors that lie in another one: its name, and the first word of theirs."""
     writers = {name: op for op in graph.ops for name in writes(op)}
     last_read = {name: op for op in graph.ops for name in reads(op)}
     shared = {*graph.inputs, *graph.outputs}  # they have a place in DRAM of their own
@@ -47,17 +40,10 @@ def find_parts(graph: Graph) -> dict[str, tuple[str, int]]:
             continue
         word = 0
         for name in op.parts:
-            channels, block = graph.tensors[name].channels, graph.config.block
-            if channels % block and name != op.parts[-1]:
-                raise CompileError(
-                    f"{op.name}: {name} has {channels} channels; all parts of a concatenation but"
-                    f" the last need a multiple of {block}: use that many channels in the layers"
-                    " that compute them"
-                )
             free = name not in shared and name not in parts and op.parts.count(name) == 1
             if free and is_tiled_exactly(writers[name], graph):
                 parts[name] = op.out, word
-            word += -(-channels // block)
+            word += -(-graph.tensors[name].channels // graph.config.block)
     concatenated = {op.out for op in graph.ops if isinstance(op, Concat)} | parts.keys()
     for op in graph.ops:
         residual = getattr(op, "residual", None)

@@ -21,11 +21,14 @@ from twillcore.compiler.graph import (
     Op,
     Softmax,
     Tensor,
+    both_strides,
     reads,
     writes,
 )
+from twillcore.compiler.limits import LARGEST_STRIDE, MOST_PIXELS, MOST_TAPS, TAP_REACH
+from twillcore.compiler.pitches import window_strides
 from twillcore.compiler.sparsify import beats_per_block, window_beats
-from twillcore.isa import ISA, TAP, Function, Opcode
+from twillcore.isa import Function
 from twillcore.numerics import INT8_MIN, TABLE_ENTRIES
 
 #: Legal values of the parameters of ops, inclusive.
@@ -43,7 +46,6 @@ LIMITS = {
     "epsilon": (0, (1 << 32) - 1),
     "numerator": (1 << 15, (1 << 16) - 1),
     "lane_shift": (23, 63),
-    "stride": (1, 2),
     "dilation": (1, 255),
     "padding": (0, 128),
 }
@@ -138,7 +140,10 @@ def _shapes(graph: Graph, op: Op) -> Iterator[str]:
             expected = {}  # in _windows
         case Concat():
             parts = [graph.tensors[part] for part in op.parts]
-            expected = {"out": (*out[:2], sum(part.channels for part in parts))}
+            *firsts, last = (part.channels for part in parts)
+            block = graph.config.block
+            total = sum(-(-channels // block) * block for channels in firsts) + last
+            expected = {"out": (*out[:2], total)}
             for part in parts:
                 if part.bits != 8 or (part.batch, part.rows) != out[:2]:
                     yield f"{part.name} must be int8 with batch and rows {out[:2]}"
@@ -198,31 +203,29 @@ def _windows(graph: Graph, op: Op) -> Iterator[str]:
     residual = getattr(op, "residual", None)
     if residual is not None and graph.tensors[residual].shape != out.shape:
         yield f"residual must have shape {out.shape}, not {graph.tensors[residual].shape}"
-    if kernel == (1, 1) and op.stride == 1:
+    strides = both_strides(op.stride)
+    if kernel == (1, 1) and strides == (1, 1):
         return  # no windows
-    config, window = graph.config, {field.name: field for field in ISA[Opcode.WINDOW].operands}
-    taps, most = kernel[0] * kernel[1], min(window["taps"].high, config.tap_depth)
+    alone = isinstance(op, MaxPool) and kernel == (1, 1) and op.padding == (0, 0)
+    if min(strides) < 1 or (window_strides(op.stride, out.grid)[1] > LARGEST_STRIDE and not alone):
+        yield f"stride must be 1..{LARGEST_STRIDE} from pixel to pixel, not {strides[1]}"
+    config = graph.config
+    taps, most = kernel[0] * kernel[1], min(MOST_TAPS, config.tap_depth)
     if not config.tap_depth:
         yield f"configuration {config.name!r} has no windows: set tap_depth"
     elif taps > most:
         yield f"{taps} taps are more than the {most} that a window can have"
-    if max(*x.grid, *out.grid) > window["width"].high:
-        yield f"a grid of {x.grid} has more than {window['width'].high} pixels in a direction"
-    ranges = {field.name: field for field in TAP}
-    for name, size, before, n, m in zip(
-        ("dy", "dx"), kernel, op.padding, x.grid, out.grid, strict=True
+    if max(*x.grid, *out.grid) > MOST_PIXELS:
+        yield f"a grid of {x.grid} has more than {MOST_PIXELS} pixels in a direction"
+    for name, (low, high), size, before, step, n, m in zip(
+        ("dy", "dx"), TAP_REACH, kernel, op.padding, strides, x.grid, out.grid, strict=True
     ):
         last = (size - 1) * op.dilation - before
-        if -before < ranges[name].low or last > ranges[name].high:
+        if -before < low or last > high:
             yield f"taps at {name} {-before}..{last} are too far away"
-        if isinstance(op, MaxPool) and (before >= size * op.dilation or _beyond(op, n, m, last)):
+        first = (m - 1) * step - before  # pixel of the last window
+        if isinstance(op, MaxPool) and (before >= size * op.dilation or first >= n):
             yield "every window must contain a pixel of the grid"
-
-
-def _beyond(op: MaxPool, size: int, outputs: int, last: int) -> bool:
-    """Whether the last window of a line lies outside the grid."""
-    start = (outputs - 1) * op.stride + last
-    return all(start - i * op.dilation >= size for i in range(max(op.kernel)))
 
 
 def _scales(graph: Graph, op: Op) -> Iterator[str]:
@@ -240,7 +243,7 @@ def _scales(graph: Graph, op: Op) -> Iterator[str]:
         factors = _factors(out)[start : start + part.channels]
         if not np.array_equal(_factors(part), factors):
             yield f"{name} must have the factors of {op.out}"
-        start += part.channels
+        start += -(-part.channels // graph.config.block) * graph.config.block
 
 
 def _factors(tensor: Tensor) -> Ints:

@@ -25,6 +25,7 @@ from twillcore.compiler.graph import (
     MaxPool,
     Op,
     Softmax,
+    both_strides,
     reads,
 )
 from twillcore.image import MASKED_BIAS, ProgramError
@@ -118,7 +119,8 @@ def _taps(graph: Graph, op: Conv | MaxPool, x: Ints, fill: int) -> Iterator[NDAr
     source, target = graph.tensors[op.x].grid, graph.tensors[op.out].grid
     kernel = op.weight.shape[1:3] if isinstance(op, Conv) else op.kernel
     starts = [[i * op.dilation for i in range(size)] for size in kernel]
-    spans = [(size - 1) * op.stride + 1 for size in target]
+    down, right = both_strides(op.stride)
+    spans = [(target[0] - 1) * down + 1, (target[1] - 1) * right + 1]
     beyond = [
         max(start[-1] + span - before - size, 0)
         for start, span, before, size in zip(starts, spans, op.padding, source, strict=True)
@@ -126,7 +128,7 @@ def _taps(graph: Graph, op: Conv | MaxPool, x: Ints, fill: int) -> Iterator[NDAr
     padding = [(0, 0), *zip(op.padding, beyond, strict=True), (0, 0)]
     padded = np.pad(x.reshape(len(x), *source, -1), padding, constant_values=fill)
     for y, left in itertools.product(*starts):
-        yield padded[:, y : y + spans[0] : op.stride, left : left + spans[1] : op.stride]
+        yield padded[:, y : y + spans[0] : down, left : left + spans[1] : right]
 
 
 def window_sums(graph: Graph, op: Conv, x: Ints) -> Ints:
@@ -169,7 +171,10 @@ def _max_pool(graph: Graph, op: MaxPool, values: Mapping[str, Ints]) -> Tensors:
 
 
 def _concat(graph: Graph, op: Concat, values: Mapping[str, Ints]) -> Tensors:
-    return {op.out: np.concatenate([values[part] for part in op.parts], -1)}
+    parts = [values[part] for part in op.parts]
+    gaps = [-part.shape[-1] % graph.config.block for part in parts[:-1]] + [0]
+    padded = [np.pad(part, [(0, 0), (0, 0), (0, n)]) for part, n in zip(parts, gaps, strict=True)]
+    return {op.out: np.concatenate(padded, -1)}
 
 
 def _map(graph: Graph, op: Map, values: Mapping[str, Ints]) -> Tensors:

@@ -5,7 +5,18 @@ import math
 
 import numpy as np
 
-from twillcore.compiler.graph import Concat, Conv, Graph, Linear, Map, MaxPool, Op, Tensor, reads
+from twillcore.compiler.graph import (
+    Concat,
+    Conv,
+    Graph,
+    Linear,
+    Map,
+    MaxPool,
+    Op,
+    Tensor,
+    both_strides,
+    reads,
+)
 from twillcore.config import PRESETS, Config
 from twillcore.isa import Function
 from twillcore.numerics import TABLE_ENTRIES
@@ -96,18 +107,25 @@ class _Builder:
         graph = Graph(self.config, self.tensors, (), (), ())
         self.values.update(run_op(graph, op, {name: self.values[name] for name in reads(op)}))
 
-    def window(self, x: str):
-        """Return kernel, stride, padding and dilation that fit a map, and the output's grid."""
+    def window(self, x: str, strides=None):
+        """Return kernel, stride, padding and dilation that fit a map, and the output's grid.
+
+        The stride is 1 or 2, or one of ``strides`` (vertical, horizontal).
+        """
         for _ in range(100):
             kernel = self.pick(1, 4), self.pick(1, 4)
             if self.coin(0.4):
                 kernel = 3, 3
-            stride = int(self.rng.choice([1, 1, 1, 2, 2]))
+            if strides is None:
+                stride = int(self.rng.choice([1, 1, 1, 2, 2]))
+            else:
+                stride = strides[self.pick(0, len(strides) - 1)]
             dilation = self.pick(1, 2)
             padding = tuple(self.pick(0, (k - 1) * dilation // 2 + 1) for k in kernel)
             spans = [(k - 1) * dilation + 1 for k in kernel]
-            sizes = zip(self.tensors[x].grid, padding, spans, strict=True)
-            grid = tuple((n + 2 * p - span) // stride + 1 - self.coin(0.1) for n, p, span in sizes)
+            steps = both_strides(stride)
+            sizes = zip(self.tensors[x].grid, padding, spans, steps, strict=True)
+            grid = tuple((n + 2 * p - s) // t + 1 - self.coin(0.1) for n, p, s, t in sizes)
             if min(grid) >= 1:
                 return kernel, stride, padding, dilation, grid
         return (1, 1), 1, (0, 0), 1, self.tensors[x].grid
@@ -153,8 +171,8 @@ class _Builder:
             lut.get("lut_bits", 1),
         )  # fmt: skip
 
-    def _conv(self, x: str, n: int, groups: int) -> None:
-        kernel, stride, padding, dilation, grid = self.window(x)
+    def _conv(self, x: str, n: int, groups: int, strides=None) -> None:
+        kernel, stride, padding, dilation, grid = self.window(x, strides)
         channels = self.tensors[x].channels // groups
         lut, beats = self.lut(n), self.pick(1, self.config.block)
         weight = self.weight((n, *kernel, channels), lut, beats)
@@ -181,9 +199,27 @@ class _Builder:
         x = self.find(lines, groups * inputs) or self.input(lines, groups * inputs)
         self._conv(x, groups * outputs, groups)
 
-    def pool(self) -> None:
+    def uneven(self) -> None:
+        """Convolution or pooling with another stride in every direction."""
+        strides = [(down, right) for down in range(1, 8) for right in (1, 2)]
+        if self.coin(0.3):
+            self.pool(strides)
+        else:
+            self._conv(self.find(), self.pick(1, self.channels), 1, strides)
+
+    def every(self) -> None:
+        """Take every n-th pixel."""
         x = self.find()
-        kernel, stride, padding, dilation, grid = self.window(x)
+        steps = self.pick(1, 7), self.pick(2, 7)
+        grid = tuple(
+            (n - 1) // step + 1 for n, step in zip(self.tensors[x].grid, steps, strict=True)
+        )
+        out = self.tensor(grid, self.tensors[x].channels)
+        self.add(MaxPool(f"every.{len(self.ops)}", x, out, (1, 1), steps, (0, 0)))
+
+    def pool(self, strides=None) -> None:
+        x = self.find()
+        kernel, stride, padding, dilation, grid = self.window(x, strides)
         if dilation > 1 or any(p >= k for p, k in zip(padding, kernel, strict=True)):
             return  # a window without a pixel
         out = self.tensor(grid, self.tensors[x].channels)
@@ -193,12 +229,10 @@ class _Builder:
         first = self.find()
         grid = self.tensors[first].grid
         block = self.config.block
-        whole = [t.name for t in self.tensors.values()
-                 if t.grid == grid and t.bits == 8 and t.channels % block == 0]  # fmt: skip
-        if not whole:
-            return
-        parts = [str(self.rng.choice(whole)) for _ in range(self.pick(1, 2))] + [first]
-        channels = sum(self.tensors[name].channels for name in parts)
+        fitting = [t.name for t in self.tensors.values() if t.grid == grid and t.bits == 8]
+        parts = [str(self.rng.choice(fitting)) for _ in range(self.pick(1, 2))] + [first]
+        words = sum(-(-self.tensors[name].channels // block) for name in parts[:-1])
+        channels = words * block + self.tensors[first].channels
         self.add(Concat(f"concat.{len(self.ops)}", tuple(parts), self.tensor(grid, channels)))
 
     def linear(self) -> None:

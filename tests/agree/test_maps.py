@@ -3,11 +3,17 @@
 import dataclasses
 
 import pytest
+import torch
+from torch import nn
+from torch.nn import functional
 
 from tests.agree.maps import CNN, random_map_graph, random_map_inputs, residual_block
 from tests.agree.test_engines import assert_same_outputs, assert_same_time, memory
 from twillcore.compiler.errors import CompileError
+from twillcore.compiler.front import run_front
+from twillcore.compiler.host import chip_arguments
 from twillcore.compiler.pipeline import compile_graph
+from twillcore.compiler.shares import LutShare, Shares
 from twillcore.config import PRESETS
 from twillcore.sim.cycle import CycleEngine
 from twillcore.sim.reference import run_graph
@@ -20,8 +26,8 @@ LANES_14 = dataclasses.replace(
 )  # fmt: skip
 
 
-def agree(seed, config):
-    graph = random_map_graph(seed, config)
+def agree(seed, config, **shape):
+    graph = random_map_graph(seed, config, **shape)
     try:
         image = compile_graph(graph)
     except CompileError:  # maps of pitches that do not fit each other
@@ -40,6 +46,47 @@ def agree(seed, config):
 @pytest.mark.parametrize("start", range(0, 48, 8))
 def test_all_engines_agree_on_maps(start):
     assert sum(agree(seed, CNN) for seed in range(start, start + 8)) >= 6
+
+
+@pytest.mark.verilator
+def test_all_engines_agree_on_other_strides():
+    shape = {"ops": 3, "largest": 20, "kinds": ("uneven", "every", "conv")}
+    assert sum(agree(seed, CNN, **shape) for seed in range(12)) >= 10
+
+
+@pytest.mark.verilator
+def test_all_engines_agree_on_concatenations_with_gaps():
+    shape = {"ops": 4, "kinds": ("concat", "conv", "map")}
+    assert sum(agree(seed, CNN, **shape) for seed in range(100, 108)) >= 7
+
+
+class Mixed(nn.Module):
+    """Padding, joined channels that fill no blocks, a stride of 3, adaptive max pooling."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 5, 3), nn.Conv2d(5, 6, 3, (2, 1))
+        self.c, self.d = nn.Conv2d(11, 7, 2, 3), nn.Linear(7, 4)
+
+    def forward(self, x):
+        x = functional.pad(torch.relu(self.a(x)), (0, 2, 1, 0))
+        x = functional.pad(torch.cat([functional.max_pool2d(x, (3, 3), (2, 1)), self.b(x)], 1),
+                           (1, 0, 0, 1))  # fmt: skip
+        return self.d(functional.adaptive_max_pool2d(self.c(x), 1).flatten(1))
+
+
+@pytest.mark.verilator
+def test_all_engines_agree_on_a_network_with_all_of_it():
+    torch.manual_seed(0)
+    x = (torch.randn(1, 3, 15, 15),)
+    front = run_front(Mixed().eval(), x, CNN, [x], Shares({}, LutShare(4)))
+    image = compile_graph(front.graph)
+    integers, _ = chip_arguments(front.interface, front.programs.prefix(*x))
+    cycle = CycleEngine().run(image, integers, dram=memory(0))
+    rtl = RtlEngine().run(image, integers, dram=memory(0))
+    expected = run_graph(front.graph, integers)
+    assert_same_outputs(expected, rtl)
+    assert_same_time(image, cycle, rtl)
 
 
 @pytest.mark.verilator

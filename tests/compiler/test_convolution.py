@@ -313,13 +313,16 @@ def test_refusals(message):
         compile_graph(net.graph(net.conv("x", **arguments)))
 
 
-def test_parts_that_fill_no_words_are_refused_with_the_way_out():
+def test_a_concatenation_of_parts_that_fill_no_words_costs_nothing_either():
     net = Net(CNN, (4, 4), 16)
-    a, b = net.conv("x", 12), net.conv("x", 8)
-    net.ops.append(Concat("concat", (a, b), net.tensor("both", (4, 4), 20)))
-    message = r"concat: t1 has 12 channels; all parts .* multiple of 8: use that many channels"
-    with pytest.raises(CompileError, match=message):
-        compile_graph(net.graph("both"))
+    a, b = net.conv("x", 12), net.conv("x", 9)
+    net.ops.append(Concat("concat", (a, b), net.tensor("both", (4, 4), 16 + 9)))
+    graph = net.graph(net.conv("both", 8))
+    image = compile_graph(graph)
+    check(graph, strict=True)
+    layers = [image.layers[number].name for number in image.instruction_layers]
+    assert {"conv.0", "conv.1"} < set(layers)
+    assert "concat" not in layers
 
 
 def test_rows_that_are_no_pixels_have_no_pitch():

@@ -401,3 +401,20 @@ def test_example_may_mask_everything():
     front = run_front(Net().eval(), example, TINY, [sample])
     (got,), wanted = outputs_of(front, sample), Net().eval()(*sample)
     assert functional.cosine_similarity(got.flatten(), wanted.flatten(), 0) > 0.99
+
+
+@pytest.mark.parametrize("used", [False, True], ids=["all leave", "one is used"])
+def test_pieces_that_leave_the_chip(used):
+    """The host cuts what it gets, and computes no layer."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(8, 24), nn.Linear(12, 5)
+
+        def forward(self, x):
+            left, right = self.a(x).chunk(2, -1)
+            return (self.b(left), right) if used else (left, right)
+
+    front = check(Net(), torch.randn(3, 8))
+    assert not any("linear" in note for note in front.interface.notes)

@@ -76,8 +76,6 @@ def test_all_convolutions_and_pools_that_do_not_run_are_listed():
         def __init__(self):
             super().__init__()
             self.stem = nn.Conv2d(3, 8, 1)
-            self.a = nn.Conv2d(8, 8, 3, stride=3)
-            self.b = nn.Conv2d(8, 8, 3, stride=(1, 2))
             self.c = nn.Conv2d(8, 8, 3, dilation=(1, 2))
             self.d = nn.Conv2d(8, 8, 12)
             self.e = nn.MaxPool2d(3, 2, ceil_mode=True)
@@ -86,21 +84,21 @@ def test_all_convolutions_and_pools_that_do_not_run_are_listed():
             self.h = nn.ConvTranspose2d(8, 8, 2)
             self.i = nn.Upsample(scale_factor=2)
             self.j = nn.Conv2d(8, 8, 3, padding=1, padding_mode="reflect")
-            self.k = nn.MaxPool2d(3, 3)
+            self.k = nn.AdaptiveMaxPool2d(5)
+            self.l = nn.ReplicationPad2d(1)
             self.last = nn.ModuleList(nn.Conv2d(8, 2, 1) for _ in range(12))
 
         def forward(self, x):
             x = self.stem(x)
-            layers = [self.a, self.b, self.c, self.d, self.e, self.f, self.g, self.h, self.i,
-                      self.j, self.k]  # fmt: skip
+            layers = [self.c, self.d, self.e, self.f, self.g, self.h, self.i, self.j, self.k,
+                      self.l]  # fmt: skip
             ends = [last(layer(x)) for layer, last in zip(layers, self.last, strict=False)]
-            return (*ends, self.last[11](torch.cat([x, x], 2)))
+            cropped = self.last[10](nn.functional.pad(x, (-1, 0)))
+            return (*ends, cropped, self.last[11](torch.cat([x, x], 2)))
 
     text = message(Net(), torch.randn(1, 3, 12, 12), config=IMAGES)
     assert text.startswith("12 unsupported operators:")
     for path, reason in {
-        "a": "stride 3: use 1, 2 or another power of two",
-        "b": r"strides \[1, 2\]: must be the same in both directions",
         "c": r"dilations \[1, 2\]: must be the same in both directions",
         "d": "a kernel of 144 taps: at most 128",
         "e": "ceil_mode=True makes windows that reach beyond the padding",
@@ -108,11 +106,13 @@ def test_all_convolutions_and_pools_that_do_not_run_are_listed():
         "g": r"\(12, 12\) pixels do not divide evenly into \(5, 5\)",
         "h": "not transposed",
         "i": "no interpolation",
-        "j": "use the padding of the convolution",
-        "k": "stride 3: use 1, 2",
+        "j": "mode 'reflect': zeros only.* use the padding of the convolution",
+        "k": r"\(12, 12\) pixels do not divide evenly into \(5, 5\)",
+        "l": "mode 'replicate': zeros only",
         r"\(top\)": "can be joined along their channels only",
     }.items():
         assert re.search(rf"^  {path}: aten\..*{reason}", text, re.M), f"{path}\n{text}"
+    assert "padding of -1: an image is not cropped" in text
 
 
 def test_windows_that_reach_too_far():

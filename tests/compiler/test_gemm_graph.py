@@ -7,6 +7,7 @@ import torch
 from twillcore.compiler.errors import CompileError
 from twillcore.compiler.gemm_graph import LutPart, conv_graph, gemm_graph
 from twillcore.config import PRESETS
+from twillcore.numerics import narrow, scale_accumulator
 from twillcore.sim.reference import run_graph, window_sums
 
 TINY = PRESETS["tiny"]
@@ -42,6 +43,21 @@ def test_convolutions_are_torchs(sizes, options, lut):
     each = inputs // options.get("groups", 1)
     for block in range(0, each, BOTH.block):
         assert (dsp[..., block : block + BOTH.block] != 0).sum(-1).max(initial=0) <= op.beats
+
+
+@pytest.mark.parametrize(
+    ("stride", "strides"),
+    [(3, [(3, 1), (1, 3)]), (4, [(4, 2), (1, 2)]), (6, [(6, 2), (1, 3)]), (20, [(20, 2)])],
+)
+def test_large_strides_take_a_second_layer(stride, strides):
+    graph, feed = conv_graph(20, 17, 8, 8, 3, BOTH, 8, stride=stride, padding=1)
+    assert [op.stride for op in graph.ops] == strides
+    op = graph.ops[0]
+    x = torch.from_numpy(feed["x"].astype(float)).unflatten(1, (20, 17)).permute(0, 3, 1, 2)
+    weight = torch.from_numpy(op.weight.astype(float)).permute(0, 3, 1, 2)
+    sums = torch.nn.functional.conv2d(x, weight, None, stride, 1).flatten(2).transpose(1, 2)
+    scaled = scale_accumulator(sums.numpy().astype(int), op.bias, op.multiplier, op.shift)
+    assert np.array_equal(run_graph(graph, feed)["y"], narrow(scaled, op.narrow_shift))
 
 
 @pytest.mark.parametrize("bits", range(1, 9))

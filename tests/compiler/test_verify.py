@@ -116,7 +116,7 @@ CONV = np.zeros((16, 3, 3, 12), np.int8)
 @pytest.mark.parametrize(
     ("kind", "changes", "message"),
     [
-        ("Conv", {"stride": 3}, r"Conv c: stride must be 1\.\.2, not 3\.\.3"),
+        ("Conv", {"stride": 3}, r"Conv c: stride must be 1\.\.2 from pixel to pixel, not 3"),
         ("Conv", {"beats": 3}, r"beats must be 4\.\.8, not 3"),
         ("Conv", {"lut_channels": 0}, r"beats must be 8\.\.8, not 4"),
         ("Conv", {"lut_channels": 4}, "lut_channels must be all or a multiple of 8, not 4 of 16"),

@@ -52,7 +52,7 @@ def command(
 ) -> None:
     """Convolve a random int8 image of H x W pixels, and check the result bit for bit."""
     from twillcore.commands.layer import beats_of, lut_part, run_layer
-    from twillcore.compiler.gemm_graph import check_conv, conv_graph
+    from twillcore.compiler.gemm_graph import check_conv, conv_graph, horizontal_steps
     from twillcore.config import load_config
     from twillcore.dram import Dram
 
@@ -62,9 +62,10 @@ def command(
     beats = beats_of(sparsity, core, chosen)
     shape = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
     pixels = check_conv(height, width, inputs, outputs, kernel, **shape)
+    step, every = horizontal_steps(stride, pixels[1])
     lut = lut_part(
-        core, weight_bits, chosen, outputs=outputs, rows=pixels[0] * pixels[1],
-        blocks=-(-inputs // chosen.block), beats=beats, taps=kernel * kernel, stride=stride,
+        core, weight_bits, chosen, outputs=outputs, rows=pixels[0] * pixels[1] * every,
+        blocks=-(-inputs // chosen.block), beats=beats, taps=kernel * kernel, stride=step,
     )  # fmt: skip
     run_layer(
         lambda: conv_graph(
