@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from twillcore.config import Config, load_config
 from twillcore.errors import TwillcoreError
 from twillcore.models.allocation import allocate, refuse_budget
+from twillcore.models.checkpoint import Checkpoint, fingerprint
 from twillcore.models.cost import LayerShape, layer_shapes
 from twillcore.models.distill import Recipe, distil, relative_error
 from twillcore.models.domino import Search, search_scheme
@@ -124,7 +125,7 @@ def compress(
     name: str | None = None,
     recipe: Recipe | None = None,
     taps: Sequence[str] = (),
-    checkpoint: Path | None = None,
+    checkpoint: Path | Checkpoint | None = None,
     trainer: Trainer | None = None,
     progress: Progress = lambda done, total, text: None,
 ) -> tuple[nn.Module, Policy]:
@@ -147,7 +148,7 @@ def compress(
     layers : names of those to compress; default: all linear and convolution layers
     recipe : of a distillation afterwards; None: no training
     taps : submodules to distil from, besides the result
-    checkpoint : of the training, which resumes from it
+    checkpoint : of the training, which resumes from it; a search of the method has another beside
     trainer : trains instead of the distillation
 
     Raises
@@ -169,6 +170,11 @@ def compress(
         raise TwillcoreError("no calibration data: give inputs without padding as data")
     teacher = copy.deepcopy(module).eval().requires_grad_(False)
     student = copy.deepcopy(teacher)
+    if isinstance(checkpoint, Path):
+        checkpoint = Checkpoint(
+            checkpoint,
+            {"method": method, "target": str(target), "weights": fingerprint(*module.parameters())},
+        )
     if trainer is None and recipe is not None and recipe.steps:
         trainer = _distillation(teacher, data, recipe, taps, checkpoint, layers, progress)
     if trainer is None and method in TRAININGS:
@@ -181,7 +187,7 @@ def compress(
             raise TwillcoreError("a policy with ranks is followed by compile(), not by compress()")
         layers = list(target.layers)
     shapes = _chosen(layer_shapes(student, example_inputs), layers)
-    job = _Job(student, teacher, shapes, target, data, chip, method, progress)
+    job = _Job(student, teacher, shapes, target, data, chip, method, progress, checkpoint)
     if method in ("low-rank", "haloc", "trp"):
         return student, _low_rank(job, trainer, name or type(module).__name__)
     choices = target.layers if isinstance(target, Policy) else job.choose(example_inputs)
@@ -228,6 +234,7 @@ class _Job:
     chip: Config
     method: str
     progress: Progress
+    checkpoint: Checkpoint | None
 
     def choose(self, example_inputs: Sequence[Tensor]) -> dict[str, LayerPolicy]:
         """Return what each layer becomes."""
@@ -345,6 +352,9 @@ class _Job:
     def _domino(self) -> dict[str, LayerPolicy]:
         """Choose N of N:block per layer by DominoSearch, on a copy."""
         searched, whole = copy.deepcopy(self.student), self.student
+        file = self.checkpoint
+        if file is not None:
+            file = file.at(file.path.with_name(f"search-{file.path.name}"))
         for name in self.shapes:
             searched.get_submodule(name).requires_grad_(True)
         self.student = searched
@@ -352,7 +362,7 @@ class _Job:
             scheme = search_scheme(
                 searched, self.loss, self.target.value,
                 {n: float(s.rows * s.weights) for n, s in self.shapes.items()},
-                Search(group=self.chip.block), self.progress, list(self.shapes),
+                Search(group=self.chip.block), self.progress, list(self.shapes), file,
             )  # fmt: skip
         finally:
             self.student = whole
@@ -434,11 +444,13 @@ def _distillation(
     data: Batches,
     recipe: Recipe,
     taps: Sequence[str],
-    checkpoint: Path | None,
+    checkpoint: Checkpoint | None,
     names: Sequence[str] | None,
     progress: Progress,
 ) -> Trainer:
     """Return a trainer of the named layers, or all, that distils from ``teacher``."""
+    if checkpoint is not None:
+        checkpoint = checkpoint.of(data=fingerprint(*(x for batch in data for x in batch)))
 
     def train(student: nn.Module, attach: Attach) -> None:
         for name in sparse_layers(student) if names is None else names:

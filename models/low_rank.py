@@ -7,7 +7,6 @@ which is HALOC's design rule (2023): a rank in between costs as much as the next
 chosen by lost energy, or searched as HALOC does, by trained probabilities with cycles in the loss.
 """
 
-import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
@@ -25,6 +24,7 @@ DAMPING = 1e-6  # of the mean diagonal of X^T X
 SHARPEST = 0.05  # temperature at the end of a search of ranks, from 1
 OVERDRAFT = 10.0  # loss of expected cycles of twice the budget
 TRP_PERIOD = 5  # steps of the optimiser
+TRP_STEPS = "trp_steps"  # entry of a parameter group: steps so far
 
 
 def _square_root(gram: Tensor) -> Tensor:
@@ -298,19 +298,20 @@ def train_low_rank(
     energy: float = 0.9,
     strength: float = 3e-4,
 ) -> None:
-    """Let every ``period``-th step of ``optimiser`` be one of TRP."""
-    steps = itertools.count(1)
+    """Let every ``period``-th step of ``optimiser`` be one of TRP.
+
+    The steps are counted in the optimiser's first parameter group, so a checkpoint has the count.
+    """
+    optimiser.param_groups[0].setdefault(TRP_STEPS, 0)
 
     def before(*_: object) -> None:
-        if (number := next(steps)) % period == 0:
+        if (optimiser.param_groups[0][TRP_STEPS] + 1) % period == 0:
             trp_nuclear_gradient(module, strength * period, layers)
-            pending.append(number)
 
     def after(*_: object) -> None:
-        if pending:
-            pending.clear()
+        optimiser.param_groups[0][TRP_STEPS] += 1
+        if optimiser.param_groups[0][TRP_STEPS] % period == 0:
             trp_project(module, energy, layers)
 
-    pending: list[int] = []
     optimiser.register_step_pre_hook(before)
     optimiser.register_step_post_hook(after)
