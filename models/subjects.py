@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from twillcore.cache import cached_file, content_key
 from twillcore.errors import TwillcoreError
 from twillcore.models.checkpoint import Checkpoint, fingerprint
-from twillcore.models.compress import Attach, compress
+from twillcore.models.compress import Attach, ProgramCycles, compress
 from twillcore.models.digits import load_digits, patches
 from twillcore.models.digits_cnn import digits_accuracy, planes
 from twillcore.models.digits_vit import DigitsViT, accuracy, fit, train_dense
@@ -98,11 +98,13 @@ class Subject:
         training: Training,
         config: str,
         name: str,
+        program_cycles: ProgramCycles,
         start: Path | None = None,
     ) -> tuple[nn.Module, Policy, float]:
         """Return the network, compressed and trained, its policy and the SAD of the training.
 
-        ``start`` is a file of weights to take instead of the dense ones.
+        ``program_cycles`` times programs; ``start`` is a file of weights to take instead of the
+        dense ones.
 
         Raises
         ------
@@ -117,7 +119,7 @@ class Subject:
         module, policy = compress(
             dense, self.samples()[0], target=target, data=self.data(), config=config,
             method=method, layers=self.layers(dense), name=name, progress=training.progress,
-            checkpoint=training.checkpoint,
+            checkpoint=training.checkpoint, program_cycles=program_cycles,
             trainer=(lambda m, attach: moved.append(self.train(m, training, attach)))
             if training.steps else None,
         )  # fmt: skip

@@ -36,7 +36,7 @@ def few_digits(monkeypatch, tmp_path):
     monkeypatch.setattr(subjects, "train_dense", lambda *_, **__: networks[0])
     monkeypatch.setattr(vision, "train_digits_cnn", lambda **_: networks[1])
     monkeypatch.setattr(subjects, "load_digits", lambda: few(448))
-    monkeypatch.setattr(candidate, "measured_cycles", lambda *_, **__: 1000)  # which takes long
+    monkeypatch.setattr(candidate, "program_cycles", lambda *_, **__: 1000)  # which takes long
     monkeypatch.setenv("TWILLCORE_CACHE", str(tmp_path / "cache"))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -84,8 +84,8 @@ TRAININGS = {
     "sr-ste": (SR_STE, 2),
     "one-shot": (("digits-cnn", "--target", "2:4", "--steps", 3), 1),
     "idp": ((*VIT, "2:4", "--method", "idp", "--steps", 2), 3),
-    "trp": ((*VIT, "cycles=13000", "--method", "trp", "--steps", 4), 3),
-    "factors": ((*VIT, "cycles=13000", "--method", "low-rank", "--steps", 2), 1),
+    "trp": ((*VIT, "product-cycles=13000", "--method", "trp", "--steps", 4), 3),
+    "factors": ((*VIT, "product-cycles=13000", "--method", "low-rank", "--steps", 2), 1),
     "bits": ((*VIT, "bits=4", "--method", "ompq", "--steps", 3), 2),
 }
 

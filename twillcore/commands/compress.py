@@ -104,6 +104,7 @@ def command(
     with working("starting PyTorch"):
         from twillcore.cache import content_key
         from twillcore.commands.candidate import write_candidate
+        from twillcore.flow import program_cycles
         from twillcore.models.checkpoint import Checkpoint
         from twillcore.models.layout import sparse_layers
         from twillcore.models.pattern import Pattern
@@ -145,7 +146,7 @@ def command(
                 made.append((folder, candidate.module, policy, sad))
         else:
             module, policy, sad = subject.compressed(
-                wanted, method, training, config, network, start
+                wanted, method, training, config, network, program_cycles, start
             )
             made.append((output, module, policy, sad))
     figures = []
