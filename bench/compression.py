@@ -144,7 +144,7 @@ def mixed_digits(dense: nn.Module, names: list[str], density: float) -> dict[str
     shapes = layer_shapes(dense, (batch[0][:1],))
     budget = density * sum(shapes[name].cycles(U256, 8) for name in names)
     _, policy = compress(
-        dense, (batch[0][:1],), target=f"cycles={budget}", data=[batch], config=U256,
+        dense, (batch[0][:1],), target=f"product-cycles={budget}", data=[batch], config=U256,
         method="magnitude", layers=names,
     )  # fmt: skip
     return {name: layer.pattern or Pattern(8, 8) for name, layer in policy.layers.items()}

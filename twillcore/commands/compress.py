@@ -60,7 +60,8 @@ def command(
         str | None,
         typer.Option(
             metavar="N:M|UNIT=VALUE",
-            help="A uniform pattern, or the least loss within cycles=, bytes=, density= or bits=.",
+            help="A uniform pattern, or the least loss within cycles= of the whole program,"
+            " product-cycles= (closed form), bytes=, density= or bits=.",
         ),
     ] = None,
     policy_file: Annotated[
