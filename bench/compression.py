@@ -22,7 +22,7 @@ from twillcore.commands.candidate import load_candidate
 from twillcore.config import PRESETS
 from twillcore.models.compress import compress
 from twillcore.models.cost import layer_shapes
-from twillcore.models.digits import load_digits, patches
+from twillcore.models.digits import Digits, load_digits, patches
 from twillcore.models.digits_vit import DigitsViT, accuracy, fit, train_dense
 from twillcore.models.idp import chain, inherit
 from twillcore.models.layout import projected
@@ -101,12 +101,13 @@ def digits(*seeds: int) -> None:
 
     RESULTS.mkdir(parents=True, exist_ok=True)
     for seed in seeds or SEEDS:
-        dense = train_dense(data, seed)
+        dense = dense_digits(data, seed)
         names = dense.sparse()
         if missing(seed, "dense", ""):
             note(seed, "dense", "", dense)
         schemes = {text: dict.fromkeys(names, Pattern.parse(text)) for text in UNIFORM}
-        schemes[MIXED] = mixed_digits(dense, names, 0.25)
+        if any(missing(seed, MIXED, method) for method in ("one-shot", "SR-STE")):
+            schemes[MIXED] = mixed_digits(dense, names, 0.25)
         for method, epochs, chosen in (
             ("", FURTHER_EPOCHS, schemes), (LONG, LONG_EPOCHS, {"2:4": schemes["2:4"]})
         ):  # fmt: skip
@@ -124,6 +125,16 @@ def digits(*seeds: int) -> None:
         for levels in (chain(4, 1), chain(8, 1, halving=True)):
             if missing(seed, str(levels[-1]), "IDP"):
                 inherited(dense, levels, names, data, seed, note)
+
+
+def dense_digits(data: Digits, seed: int) -> DigitsViT:
+    """Return the dense network of a seed; it is kept."""
+    file = RESULTS / f"digits dense {seed}.pt"
+    if not file.is_file():
+        torch.save(train_dense(data, seed).state_dict(), file)
+    module = DigitsViT()
+    module.load_state_dict(torch.load(file, weights_only=True))
+    return module.eval()
 
 
 def inherited(dense, levels, names, data, seed, note) -> None:
