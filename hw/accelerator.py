@@ -184,7 +184,7 @@ class Accelerator(wiring.Component):
         m.submodules.parameter_memory = parameter = ParameterMemory(
             config.parameter_depth, config.entries_per_beat
         )
-        m.d.comb += activation.phase.eq(control.phase)
+        m.d.comb += activation.slots.eq(control.slots)
 
         joints = [
             (gemm.activation, activation.gemm_read),
@@ -207,7 +207,7 @@ class Accelerator(wiring.Component):
             m.submodules.lane_scale_memory = lane_scale = TwoPortMemory(
                 LANE_ADDRESS_BITS, data.ArrayLayout(LANE_SCALE, config.lanes), config.lane_depth
             )
-            m.d.comb += wide.phase.eq(control.phase)
+            m.d.comb += wide.slots.eq(control.slots)
             joints += [
                 (vector.activation_write, activation.vector_write),
                 (vector.activation_read_a, activation.vector_read_a),

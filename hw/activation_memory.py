@@ -4,9 +4,10 @@ from amaranth.hdl import Cat, Module, Mux, Signal
 from amaranth.lib import memory, wiring
 from amaranth.lib.wiring import In
 
-from twillcore.config import ADDRESS_BITS, Config
+from twillcore.config import ADDRESS_BITS, FRAME_CYCLES, Config
 from twillcore.hw.layouts import activation_word
-from twillcore.hw.ports import PHASE_BITS, gather_port, read_port, write_port
+from twillcore.hw.ports import gather_port, read_port, write_port
+from twillcore.hw.select import in_slot
 from twillcore.timing import ActivationSlot
 
 WRITERS = (ActivationSlot.DRAIN_WRITE, ActivationSlot.LOAD_WRITE, ActivationSlot.VECTOR_WRITE)
@@ -23,17 +24,20 @@ class ActivationMemory(wiring.Component):
     """True dual-port block RAM: one port for the GEMM core, one in slots for everybody else.
 
     The GEMM core reads a word in any cycle. Every other client accesses the shared port in its slot
-    of the frame (:class:`twillcore.timing.ActivationSlot`); outside it, its enable is ignored. Read
-    data stands on a reader's port in the following cycle only. A read of the word that is written
-    in the same cycle returns the old word. Address bits beyond the depth are ignored: engines check
-    addresses.
+    of the frame (:class:`twillcore.timing.ActivationSlot`); outside it, a writer's enable is
+    ignored. A reader's is always: in its slot its address is read, whether it wants that or not, so
+    that no engine's decision has to reach a memory on the other side of the chip within a cycle.
+    Read data stands on a reader's port in the following cycle only. A read of the word that is
+    written in the same cycle returns the old word. Address bits beyond the depth are ignored:
+    engines check addresses.
 
     With windows (``tap_depth``), every lane is a memory of its own: the GEMM core gives two
     addresses, and which lanes read the second.
 
     Members
     -------
-    phase : In(PHASE_BITS)
+    slots : In(FRAME_CYCLES)
+        Only the bit of the phase is 1.
     gemm_read : In(gather_port(config))
     drain_write, load_write, vector_write : In(write_port(ADDRESS_BITS, activation_word(config)))
     drain_read, move_read, vector_read_a, store_read, vector_read_b :
@@ -46,7 +50,7 @@ class ActivationMemory(wiring.Component):
         reads = In(read_port(ADDRESS_BITS, word))
         writes = In(write_port(ADDRESS_BITS, word))
         super().__init__(
-            {"phase": In(PHASE_BITS), "gemm_read": In(gather_port(config))}
+            {"slots": In(FRAME_CYCLES), "gemm_read": In(gather_port(config))}
             | {slot.name.lower(): writes for slot in WRITERS}
             | {slot.name.lower(): reads for slot in READERS}
         )
@@ -59,19 +63,13 @@ class ActivationMemory(wiring.Component):
         address = Signal(ADDRESS_BITS)
         written = Signal(activation_word(config))
         write, read = Signal(), Signal()
-        with m.Switch(self.phase):
-            for slot in WRITERS:
-                client = getattr(self, slot.name.lower())
-                with m.Case(slot):
-                    m.d.comb += [
-                        address.eq(client.address),
-                        written.eq(client.data),
-                        write.eq(client.enable),
-                    ]
-            for slot in READERS:
-                client = getattr(self, slot.name.lower())
-                with m.Case(slot):
-                    m.d.comb += [address.eq(client.address), read.eq(client.enable)]
+        clients = {slot: getattr(self, slot.name.lower()) for slot in ActivationSlot}
+        m.d.comb += [
+            address.eq(in_slot(self.slots, {s: client.address for s, client in clients.items()})),
+            written.eq(in_slot(self.slots, {s: clients[s].data.as_value() for s in WRITERS})),
+            write.eq(Cat(self.slots[s] & clients[s].enable for s in WRITERS).any()),
+            read.eq(~Cat(self.slots[s] for s in WRITERS).any()),
+        ]
 
         if config.tap_depth:
             banks = [(f"lane_{lane}", [lane]) for lane in range(config.lanes)]

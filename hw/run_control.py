@@ -6,6 +6,7 @@ from amaranth.hdl import Module, Signal
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
+from twillcore.config import FRAME_CYCLES
 from twillcore.hw.layouts import INDEX_BITS
 from twillcore.hw.ports import CAUSE_BITS, ERROR, PHASE_BITS
 from twillcore.isa import Cause, Engine
@@ -50,6 +51,8 @@ class RunControl(wiring.Component):
     begin : Out(1)
         Cycle -1: the accepted start.
     phase : Out(PHASE_BITS)
+    slots : Out(FRAME_CYCLES)
+        Only bit ``phase`` is 1.
     cycles : Out(32)
     cause, index, engine : Out
         Of the last error.
@@ -71,6 +74,7 @@ class RunControl(wiring.Component):
                 "error": Out(1),
                 "begin": Out(1),
                 "phase": Out(PHASE_BITS),
+                "slots": Out(FRAME_CYCLES, init=1),
                 "cycles": Out(32),
                 "cause": Out(CAUSE_BITS),
                 "index": Out(INDEX_BITS),
@@ -82,7 +86,7 @@ class RunControl(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         m.d.comb += self.begin.eq(self.start & ~self.running)
-        m.d.sync += self.phase.eq(self.phase + 1)
+        m.d.sync += [self.phase.eq(self.phase + 1), self.slots.eq(self.slots.rotate_left(1))]
 
         quiet = Signal(32)  # cycles since the last progress
         with m.If(self.progress):
@@ -105,6 +109,7 @@ class RunControl(wiring.Component):
                 self.index.eq(0),
                 self.engine.eq(0),
                 self.phase.eq(0),
+                self.slots.eq(1),
                 self.cycles.eq(0),
                 quiet.eq(0),
             ]

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from amaranth.hdl import Instance, Mux, Signal
+from amaranth.hdl import Cat, Instance, Mux, Signal
 
 
 class _Family(NamedTuple):
@@ -51,6 +51,20 @@ def select_value(m, platform, values, position, name):
             with m.Case(number):
                 m.d.comb += chosen.eq(value)
     return chosen
+
+
+def in_slot(slots, values):
+    """Return that of ``values``, by slot, whose bit in ``slots`` is 1; any if there is none.
+
+    At most one bit is 1.
+    """
+    if len(values) == 1:
+        return next(iter(values.values()))
+    items = list(values.items())
+    half = len(items) // 2
+    low, high = dict(items[:half]), dict(items[half:])
+    chosen = Cat(slots[slot] for slot in low).any()
+    return Mux(chosen, in_slot(slots, low), in_slot(slots, high))
 
 
 def _family(platform):

@@ -17,14 +17,17 @@ from torch import Tensor, nn
 from twillcore.config import Config, load_config
 from twillcore.errors import TwillcoreError
 from twillcore.models.allocation import allocate, refuse_budget
+from twillcore.models.budget import Budget, CostBudget, ProgramBudget
+from twillcore.models.checkpoint import Checkpoint, fingerprint
 from twillcore.models.cost import LayerShape, layer_shapes
 from twillcore.models.distill import Recipe, distil, relative_error
 from twillcore.models.domino import Search, search_scheme
 from twillcore.models.layout import is_depthwise, projected, sparse_layers
 from twillcore.models.low_rank import (
-    choose_ranks,
     factorise,
     gram_matrices,
+    lost_energies,
+    rank_costs,
     search_ranks,
     train_low_rank,
 )
@@ -50,8 +53,9 @@ from twillcore.models.reconstruct import (
 from twillcore.models.sensitivity import Batches, Progress, measure
 from twillcore.models.sr_ste import freeze, sparsify
 
-UNITS = ("cycles", "bytes", "density", "bits")
-SPARSE = ("N:M", "cycles", "bytes", "density")
+UNITS = ("cycles", "product-cycles", "bytes", "density", "bits")
+SPARSE = ("N:M", "cycles", "product-cycles", "bytes", "density")
+CYCLES = ("cycles", "product-cycles")
 #: Methods, and the targets that each takes.
 METHODS = {
     "reconstruction": (*SPARSE, "bits", "policy"),
@@ -59,9 +63,9 @@ METHODS = {
     "sr-ste": (*SPARSE, "policy"),
     "domino": ("density",),
     "ompq": ("bits",),
-    "low-rank": ("cycles",),
-    "haloc": ("cycles",),
-    "trp": ("cycles",),
+    "low-rank": CYCLES,
+    "haloc": CYCLES,
+    "trp": CYCLES,
     "mixmatch": ("bits",),
     "n3h": ("bits",),
 }
@@ -70,6 +74,8 @@ OMPQ_BETA = 1.0
 MEASURED_BATCHES = 10  # at most: losses of single layers need few inputs, and there are many
 
 Attach = Callable[[torch.optim.Optimizer], None]
+#: Cycles of the whole program of a module: inputs (the first are timed), configuration, policy.
+ProgramCycles = Callable[[nn.Module, Sequence[Sequence[Tensor]], Config, Policy], int]
 #: Trains a prepared module in place; the second argument is to be called with the optimiser.
 Trainer = Callable[[nn.Module, Attach], None]
 
@@ -80,8 +86,9 @@ class Target:
 
     Attributes
     ----------
-    unit : cycles of the GEMM core by the closed form, bytes of weights with their positions,
-        density (0..1 of the weights), or average bits of a weight; "" with a pattern
+    unit : cycles of the whole program for the example inputs, product-cycles of the compressed
+        layers' products by the closed form, bytes of weights with their positions, density (0..1
+        of the weights), or average bits of a weight; "" with a pattern
     """
 
     unit: str = ""
@@ -106,8 +113,8 @@ class Target:
             value = -1.0
         if unit not in UNITS or not value > 0:
             raise TwillcoreError(
-                "target must be N:M, or cycles, bytes, density or bits with a positive number"
-                f" such as density=0.5, not {text!r}"
+                f"target must be N:M, or {', '.join(UNITS[:-1])} or {UNITS[-1]} with a positive"
+                f" number such as density=0.5, not {text!r}"
             )
         return cls(unit, value)
 
@@ -124,8 +131,9 @@ def compress(
     name: str | None = None,
     recipe: Recipe | None = None,
     taps: Sequence[str] = (),
-    checkpoint: Path | None = None,
+    checkpoint: Path | Checkpoint | None = None,
     trainer: Trainer | None = None,
+    program_cycles: ProgramCycles | None = None,
     progress: Progress = lambda done, total, text: None,
 ) -> tuple[nn.Module, Policy]:
     """Return a compressed copy of ``module`` and the policy that it follows.
@@ -147,8 +155,9 @@ def compress(
     layers : names of those to compress; default: all linear and convolution layers
     recipe : of a distillation afterwards; None: no training
     taps : submodules to distil from, besides the result
-    checkpoint : of the training, which resumes from it
+    checkpoint : of the training, which resumes from it; a search of the method has another beside
     trainer : trains instead of the distillation
+    program_cycles : times programs for a target of cycles; ``twillcore.compress`` brings it along
 
     Raises
     ------
@@ -165,10 +174,17 @@ def compress(
         raise TwillcoreError(
             f"method {method} takes a target of {' or '.join(METHODS[method])}, not {kind}"
         )
+    if kind == "cycles" and program_cycles is None:
+        raise TwillcoreError("a target of cycles needs program_cycles, which times programs")
     if not data:
         raise TwillcoreError("no calibration data: give inputs without padding as data")
     teacher = copy.deepcopy(module).eval().requires_grad_(False)
     student = copy.deepcopy(teacher)
+    if isinstance(checkpoint, Path):
+        checkpoint = Checkpoint(
+            checkpoint,
+            {"method": method, "target": str(target), "weights": fingerprint(*module.parameters())},
+        )
     if trainer is None and recipe is not None and recipe.steps:
         trainer = _distillation(teacher, data, recipe, taps, checkpoint, layers, progress)
     if trainer is None and method in TRAININGS:
@@ -181,7 +197,11 @@ def compress(
             raise TwillcoreError("a policy with ranks is followed by compile(), not by compress()")
         layers = list(target.layers)
     shapes = _chosen(layer_shapes(student, example_inputs), layers)
-    job = _Job(student, teacher, shapes, target, data, chip, method, progress)
+
+    def time(module: nn.Module, policy: Policy) -> int:
+        return program_cycles(module, [example_inputs], chip, policy)
+
+    job = _Job(student, teacher, shapes, target, data, chip, method, progress, checkpoint, time)
     if method in ("low-rank", "haloc", "trp"):
         return student, _low_rank(job, trainer, name or type(module).__name__)
     choices = target.layers if isinstance(target, Policy) else job.choose(example_inputs)
@@ -228,6 +248,8 @@ class _Job:
     chip: Config
     method: str
     progress: Progress
+    checkpoint: Checkpoint | None
+    time: Callable[[nn.Module, Policy], int]
 
     def choose(self, example_inputs: Sequence[Tensor]) -> dict[str, LayerPolicy]:
         """Return what each layer becomes."""
@@ -269,10 +291,15 @@ class _Job:
         """Choose N of N:block per layer by measured loss."""
         target, block = self.target, self.chip.block
         cost = sparsity_costs(self.shapes, target.unit, self.chip)
-        total = sum(shape.weights for shape in self.shapes.values())
-        budget = target.value * (total if target.unit == "density" else 1)
-        unit = "weights" if target.unit == "density" else target.unit
-        refuse_budget(cost, budget, unit)  # before measuring
+        budget: Budget
+        if target.unit == "cycles":
+            budget = ProgramBudget(target.value, self._sparse_cycles)
+        elif target.unit == "density":
+            total = sum(shape.weights for shape in self.shapes.values())
+            budget = CostBudget(target.value * total, "weights")
+        else:
+            budget = CostBudget(target.value, target.unit)
+        budget.refuse(cost)  # before measuring
         repaired = self.method == "reconstruction"
         grams = hessians(self.student, self.data, self.shapes) if repaired else {}
 
@@ -292,7 +319,11 @@ class _Job:
             for name in self.shapes
         }
         loss = measure(self.student, self._some_data(), candidates, progress=self.progress)
-        return _as_policies(allocate(loss, cost, budget, unit), block)
+        return _as_policies(budget.allocate(loss, cost), block)
+
+    def _sparse_cycles(self, kept: Mapping[str, int]) -> int:
+        """Return the cycles of the program with so many of each block kept."""
+        return self.time(self.student, Policy("", _as_policies(kept, self.chip.block)))
 
     def _bit_budget(self) -> float:
         """Return the bits of all weights; refuse what cannot be met."""
@@ -345,6 +376,9 @@ class _Job:
     def _domino(self) -> dict[str, LayerPolicy]:
         """Choose N of N:block per layer by DominoSearch, on a copy."""
         searched, whole = copy.deepcopy(self.student), self.student
+        file = self.checkpoint
+        if file is not None:
+            file = file.at(file.path.with_name(f"search-{file.path.name}"))
         for name in self.shapes:
             searched.get_submodule(name).requires_grad_(True)
         self.student = searched
@@ -352,7 +386,7 @@ class _Job:
             scheme = search_scheme(
                 searched, self.loss, self.target.value,
                 {n: float(s.rows * s.weights) for n, s in self.shapes.items()},
-                Search(group=self.chip.block), self.progress, list(self.shapes),
+                Search(group=self.chip.block), self.progress, list(self.shapes), file,
             )  # fmt: skip
         finally:
             self.student = whole
@@ -397,29 +431,44 @@ def _low_rank(job: _Job, trainer: Trainer | None, name: str) -> Policy:
     shapes = {
         n: s for n, s in job.shapes.items() if isinstance(student.get_submodule(n), nn.Linear)
     }
+
+    def policies(ranks: Mapping[str, int]) -> dict[str, LayerPolicy]:
+        return {n: LayerPolicy(lut_share=0.0, rank=rank) for n, rank in ranks.items()}
+
+    def time(ranks: dict[str, int]) -> int:
+        return job.time(factorise(copy.deepcopy(student), ranks), Policy(name, policies(ranks)))
+
+    cost = rank_costs(shapes, shapes, job.chip)
+    budget: Budget = CostBudget(job.target.value, job.target.unit)
+    if job.target.unit == "cycles":
+        budget = ProgramBudget(job.target.value, time)
+    budget.refuse(cost)
     if job.method == "trp":
         trainer(student, lambda optimiser: train_low_rank(optimiser, student, list(shapes)))
         student.eval().requires_grad_(False)
-    grams = {n: g for n, g in gram_matrices(student, job.data).items() if n in shapes}
+    grams = gram_matrices(student, job.data)
+    ranks = budget.allocate(lost_energies(student, cost, grams), cost)
     if job.method == "haloc":
-        ranks = search_ranks(
-            student, shapes, grams, job.chip, job.target.value, job.loss, progress=job.progress
-        )
-    else:
-        ranks = choose_ranks(student, shapes, grams, job.chip, job.target.value)
+        products = sum(cost[n][rank] for n, rank in ranks.items())
+        surprise = search_ranks(student, cost, grams, products, job.loss, progress=job.progress)
+        ranks = budget.allocate(surprise, cost)
     factorise(student, ranks, grams)
     if job.method != "trp" and trainer is not None:
         trainer(student, lambda optimiser: None)
     student.eval().requires_grad_(False)
-    return Policy(name, {n: LayerPolicy(lut_share=0.0, rank=rank) for n, rank in ranks.items()})
+    return Policy(name, policies(ranks))
 
 
 def sparsity_costs(
     shapes: Mapping[str, LayerShape], unit: str, config: Config
 ) -> dict[str, dict[int, float]]:
-    """Return the cost of N of N:block by layer and N; density counts the weights kept."""
+    """Return the cost of N of N:block by layer and N.
+
+    Of cycles, whole programs included, it is those of the products; of density, the weights kept.
+    """
     measures: dict[str, Callable[[LayerShape, int], float]] = {
         "cycles": lambda shape, kept: shape.cycles(config, kept),
+        "product-cycles": lambda shape, kept: shape.cycles(config, kept),
         "bytes": lambda shape, kept: shape.bytes(config, kept),
         "density": lambda shape, kept: shape.weights * kept / config.block,
     }
@@ -434,11 +483,13 @@ def _distillation(
     data: Batches,
     recipe: Recipe,
     taps: Sequence[str],
-    checkpoint: Path | None,
+    checkpoint: Checkpoint | None,
     names: Sequence[str] | None,
     progress: Progress,
 ) -> Trainer:
     """Return a trainer of the named layers, or all, that distils from ``teacher``."""
+    if checkpoint is not None:
+        checkpoint = checkpoint.of(data=fingerprint(*(x for batch in data for x in batch)))
 
     def train(student: nn.Module, attach: Attach) -> None:
         for name in sparse_layers(student) if names is None else names:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from twillcore.errors import TwillcoreError
+from twillcore.models.checkpoint import Checkpoint, fingerprint
 from twillcore.models.digits import Digits, patches, shifted
 from twillcore.models.sad import Sad
 from twillcore.models.sr_ste import decouple
@@ -78,26 +79,37 @@ def fit(
     progress: Progress = lambda done, total, text: None,
     view: Callable[[Tensor], Tensor] = patches,
     attach: Callable[[torch.optim.Optimizer], None] = lambda optimiser: None,
+    checkpoint: Checkpoint | None = None,
 ) -> Sad:
     """Train in place by AdamW with a cosine schedule; return how the masks moved, if there are any.
 
     ``decay`` of masked weights is decoupled. ``view`` makes the module's input of images (n, 8, 8).
     ``attach`` is called with the optimiser before the first step, to hook more into its steps.
+    ``checkpoint`` is saved to after every epoch, and resumed from.
 
     Raises
     ------
     TwillcoreError
-        If the loss becomes NaN or infinite.
+        If the loss becomes NaN or infinite, or the checkpoint is damaged or of another training.
     """
     generator = torch.Generator().manual_seed(seed)
     optimiser = torch.optim.AdamW(module.parameters(), lr=rate, weight_decay=0.01, fused=True)
     if decay:
         decouple(optimiser, module, decay)
     attach(optimiser)
-    sad, count = Sad(), len(digits.train)
-    total, step = epochs * -(-count // BATCH), 0
+    sad, count, first = Sad(), len(digits.train), 0
+    if checkpoint is not None:
+        checkpoint = checkpoint.of(
+            epochs=epochs, rate=rate, seed=seed, decay=decay,
+            data=fingerprint(digits.train, digits.train_labels),
+        )  # fmt: skip
+        if (state := checkpoint.resume(module, optimiser)) is not None:
+            first, sad = state["epoch"], Sad.of_state(state["sad"])
+            generator.set_state(state["generator"])
+    per_epoch = -(-count // BATCH)
+    total, step = epochs * per_epoch, first * per_epoch
     module.train()
-    for epoch in range(epochs):
+    for epoch in range(first, epochs):
         order = torch.randperm(count, generator=generator)
         for start in range(0, count, BATCH):
             chosen = order[start : start + BATCH]
@@ -117,6 +129,9 @@ def fit(
             optimiser.step()
             sad.update(module)
             step += 1
+        if checkpoint is not None:
+            state = {"epoch": epoch + 1, "sad": sad.state(), "generator": generator.get_state()}
+            checkpoint.save(module, optimiser, state)
         progress(epoch + 1, epochs, f"loss {loss.item():.3f}")
     module.eval()
     return sad

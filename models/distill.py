@@ -10,7 +10,6 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +17,9 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from twillcore.errors import TwillcoreError
+from twillcore.models.checkpoint import Checkpoint
 from twillcore.models.sad import Sad
-from twillcore.models.sr_ste import decouple, parametrised
+from twillcore.models.sr_ste import decouple
 
 Batches = Callable[[int], tuple[Tensor, ...]]  # of a step's number
 Progress = Callable[[int, int, str], None]
@@ -95,7 +95,7 @@ def distil(
     batches: Batches,
     recipe: Recipe,
     taps: Sequence[str] = (),
-    checkpoint: Path | None = None,
+    checkpoint: Checkpoint | None = None,
     save_every: int = 100,
     progress: Progress = lambda done, total, text: None,
     attach: Callable[[torch.optim.Optimizer], None] = lambda optimiser: None,
@@ -108,14 +108,14 @@ def distil(
     batches : inputs of both networks for a step; for a result that can be repeated, it must
         depend on the number only
     taps : names of submodules, the same in both, with tensors (.., channels) as outputs
-    checkpoint : file to save to every ``save_every`` steps and to resume from if it is there
+    checkpoint : to save to every ``save_every`` steps and to resume from
     attach : called with the optimiser before the first step, to hook more into its steps
 
     Raises
     ------
     TwillcoreError
         If the loss becomes NaN or infinite, a tap does not exist, nothing is to be trained, or the
-        checkpoint is of another training.
+        checkpoint is damaged or of another training.
     """
     trained = [p for p in student.parameters() if p.requires_grad]
     if not trained:
@@ -125,8 +125,16 @@ def distil(
         decouple(optimiser, student, recipe.decay)
     attach(optimiser)
     history, sad, start = History(), Sad(), 0
-    if checkpoint is not None and checkpoint.is_file():
-        start = _resume(checkpoint, student, optimiser, history, recipe)
+    if checkpoint is not None:
+        checkpoint = checkpoint.of(**asdict(recipe))
+        if (state := checkpoint.resume(student, optimiser)) is not None:
+            start, sad = state["step"], Sad.of_state(state["sad"])
+            history = History(**state["history"])
+
+    def save(step: int) -> None:
+        progress = {"step": step, "history": asdict(history), "sad": sad.state()}
+        checkpoint.save(student, optimiser, progress)
+
     theirs, ours = _Taps(teacher, taps), _Taps(student, taps)
     began = time.monotonic()
     try:
@@ -149,7 +157,7 @@ def distil(
                 loss = loss + error / len(taps)
             value = loss.item()
             if not math.isfinite(value):
-                kept = f"; {checkpoint} holds an earlier step" if checkpoint else ""
+                kept = f"; {checkpoint.path} holds an earlier step" if checkpoint else ""
                 raise TwillcoreError(
                     f"distillation: the loss is {value} at step {step}: lower the rate of"
                     f" {recipe.rate:g}{kept}"
@@ -164,70 +172,10 @@ def distil(
             left = pace * (recipe.steps - step - 1)
             progress(step + 1, recipe.steps, f"loss {value:.4f}, {left / 60:.0f} min left")
             if checkpoint is not None and ((step + 1) % save_every == 0):
-                _save(checkpoint, student, optimiser, history, recipe, step + 1)
+                save(step + 1)
         if checkpoint is not None and recipe.steps > start:
-            _save(checkpoint, student, optimiser, history, recipe, recipe.steps)
+            save(recipe.steps)
     finally:
         theirs.remove()
         ours.remove()
     return history
-
-
-def _save(
-    path: Path,
-    student: nn.Module,
-    optimiser: torch.optim.Optimizer,
-    history: History,
-    recipe: Recipe,
-    step: int,
-) -> None:
-    """Write a checkpoint in one step: an interruption leaves the one before."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.part")
-    state = {
-        "step": step,
-        "recipe": asdict(recipe),
-        "patterns": _patterns(student),
-        "student": student.state_dict(),
-        "optimiser": optimiser.state_dict(),
-        "history": asdict(history),
-    }
-    torch.save(state, temporary)
-    temporary.replace(path)
-
-
-def _patterns(student: nn.Module) -> dict[str, str]:
-    return {name: str(entry.pattern) for name, _, entry in parametrised(student)}
-
-
-def _resume(
-    path: Path,
-    student: nn.Module,
-    optimiser: torch.optim.Optimizer,
-    history: History,
-    recipe: Recipe,
-) -> int:
-    """Load a checkpoint; return the next step."""
-    state = torch.load(path, weights_only=True)
-    differing = [
-        f"{name} was {state['recipe'].get(name)}, is {value}"
-        for name, value in asdict(recipe).items()
-        if state["recipe"].get(name) != value
-    ]
-    theirs, ours = state["patterns"], _patterns(student)
-    differing += [
-        f"{name} was {theirs.get(name, 'dense')}, is {ours.get(name, 'dense')}"
-        for name in theirs | ours
-        if theirs.get(name) != ours.get(name)
-    ]
-    if differing:
-        more = f"; and {len(differing) - 3} more" if len(differing) > 3 else ""
-        raise TwillcoreError(f"{path} is of another training: {'; '.join(differing[:3])}{more}")
-    try:
-        student.load_state_dict(state["student"])
-    except RuntimeError as error:
-        raise TwillcoreError(f"{path} is of another network: {error}") from None
-    optimiser.load_state_dict(state["optimiser"])
-    history.loss.update(state["history"]["loss"])
-    history.sad.update(state["history"]["sad"])
-    return state["step"]

@@ -7,7 +7,7 @@ discarded: the scheme is trained afterwards, with SR-STE.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from torch.nn import functional
 from torch.nn.utils import parametrize
 
 from twillcore.errors import TwillcoreError
+from twillcore.models.checkpoint import Checkpoint
 from twillcore.models.layout import as_rows, mask_of, sparse_layers
 from twillcore.models.pattern import Pattern
 from twillcore.models.plain import remove_parametrisations
@@ -87,6 +88,7 @@ def search_scheme(
     search: Search = Search(),
     progress: Callable[[int, int, str], None] = lambda done, total, name: None,
     names: Sequence[str] | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> dict[str, Pattern]:
     """Return a pattern for each layer with at most ``density`` of the weights in all.
 
@@ -97,11 +99,13 @@ def search_scheme(
     loss : of an iteration's batch, by its number, with gradients
     macs : multiplications of each layer when dense
     names : of the layers that count; default: all
+    checkpoint : to save to at every review and to resume from
 
     Raises
     ------
     TwillcoreError
-        If the density is not reached: what it came to is named. Or if the group cannot express it.
+        If the density is not reached: what it came to is named. If the group cannot express it, or
+        the checkpoint is damaged or of another search.
     """
     group, layers = search.group, sparse_layers(module)
     layers = {n: layer for n, layer in layers.items() if names is None or n in names}
@@ -122,13 +126,20 @@ def search_scheme(
     originals = {name: layer.parametrizations["weight"].original for name, layer in layers.items()}
     trained = [p for p in module.parameters() if p.requires_grad]
     optimiser = torch.optim.SGD(trained, lr=search.rate)
+    first = 0
+    if checkpoint is not None:
+        checkpoint = checkpoint.of(density=density, **asdict(search))
+        if (state := checkpoint.resume(module, optimiser)) is not None:
+            first, decisions = state["step"], state["decisions"]
+            for name, kept in state["kept"].items():
+                tops[name].pattern = Pattern(kept, group)
     factors = _factors(decisions, group, wanted, macs)
 
     def reached() -> float:
         return sum(sizes[n] * kept / group for n, kept in decisions.items()) / sum(sizes.values())
 
     try:
-        for step in range(search.iterations):
+        for step in range(first, search.iterations):
             if reached() <= density + 0.001:
                 break
             optimiser.zero_grad(set_to_none=True)
@@ -154,6 +165,10 @@ def search_scheme(
                             decisions[name], changed = kept, True
                 if changed:
                     factors = _factors(decisions, group, wanted, macs)
+                if checkpoint is not None:
+                    kept = {name: top.pattern.kept for name, top in tops.items()}
+                    state = {"step": step + 1, "decisions": decisions, "kept": kept}
+                    checkpoint.save(module, optimiser, state)
                 progress(step + 1, search.iterations, f"density {reached():.3f}")
     finally:
         for layer in layers.values():

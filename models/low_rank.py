@@ -7,7 +7,6 @@ which is HALOC's design rule (2023): a rank in between costs as much as the next
 chosen by lost energy, or searched as HALOC does, by trained probabilities with cycles in the loss.
 """
 
-import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
@@ -16,7 +15,6 @@ from torch.nn.utils import parametrize
 
 from twillcore.config import Config
 from twillcore.errors import TwillcoreError
-from twillcore.models.allocation import allocate, refuse_budget
 from twillcore.models.cost import LayerShape
 from twillcore.models.plain import remove_parametrisations
 from twillcore.models.reconstruct import hessians
@@ -25,6 +23,7 @@ DAMPING = 1e-6  # of the mean diagonal of X^T X
 SHARPEST = 0.05  # temperature at the end of a search of ranks, from 1
 OVERDRAFT = 10.0  # loss of expected cycles of twice the budget
 TRP_PERIOD = 5  # steps of the optimiser
+TRP_STEPS = "trp_steps"  # entry of a parameter group: steps so far
 
 
 def _square_root(gram: Tensor) -> Tensor:
@@ -149,20 +148,14 @@ def rank_costs(
     }
 
 
-def choose_ranks(
-    module: nn.Module,
-    shapes: Mapping[str, LayerShape],
-    grams: Mapping[str, Tensor],
-    config: Config,
-    cycles: float,
-) -> dict[str, int]:
-    """Return the rank of each linear layer: least energy lost within a budget of cycles."""
-    cost = rank_costs(shapes, grams, config)
-    loss = {
-        name: lost_energy(module.get_submodule(name).weight, list(cost[name]), gram)
-        for name, gram in grams.items()
+def lost_energies(
+    module: nn.Module, cost: Mapping[str, Mapping[int, int]], grams: Mapping[str, Tensor]
+) -> dict[str, dict[int, float]]:
+    """Return the share of output energy that every rank of :func:`rank_costs` loses, by layer."""
+    return {
+        name: lost_energy(module.get_submodule(name).weight, list(options), grams[name])
+        for name, options in cost.items()
     }
-    return allocate(loss, cost, cycles, "cycles")
 
 
 class _Gated(nn.Module):
@@ -193,31 +186,31 @@ class _Gated(nn.Module):
 
 def search_ranks(
     module: nn.Module,
-    shapes: Mapping[str, LayerShape],
+    cost: Mapping[str, Mapping[int, int]],
     grams: Mapping[str, Tensor],
-    config: Config,
     cycles: float,
     loss: Callable[[int], Tensor],
     steps: int = 100,
     rate: float = 0.1,
     progress: Callable[[int, int, str], None] = lambda done, total, text: None,
-) -> dict[str, int]:
-    """Return ranks as HALOC finds them: their probabilities are trained, with cycles in the loss.
+) -> dict[str, dict[int, float]]:
+    """Return the surprise, -log of the probability, of every layer's ranks as HALOC trains it.
 
-    Each layer computes the mixture of its options, which sharpens. The ranks of the greatest joint
-    probability within ``cycles`` are taken. ``module`` stays as it is.
+    Each layer computes the mixture of its options, which sharpens, with expected cycles in the
+    loss. The ranks of the greatest joint probability are those of the least surprise in all.
+    ``module`` stays as it is.
 
     Parameters
     ----------
+    cost : of :func:`rank_costs`
+    cycles : of the products, beyond which they cost
     loss : of an iteration's batch, by its number, with gradients to the weights of ``module``
 
     Raises
     ------
     TwillcoreError
-        If the cycles cannot be met (the best possible is named), or the loss is not finite.
+        If the loss is not finite.
     """
-    cost = rank_costs(shapes, grams, config)
-    refuse_budget(cost, cycles, "cycles")
     gates = {}
     for name, options in cost.items():
         layer = module.get_submodule(name)
@@ -250,7 +243,7 @@ def search_ranks(
             original = layer.parametrizations["weight"].original
             remove_parametrisations(layer)
             layer.weight = original
-    return allocate(surprise, cost, cycles, "cycles")
+    return surprise
 
 
 @torch.no_grad()
@@ -298,19 +291,20 @@ def train_low_rank(
     energy: float = 0.9,
     strength: float = 3e-4,
 ) -> None:
-    """Let every ``period``-th step of ``optimiser`` be one of TRP."""
-    steps = itertools.count(1)
+    """Let every ``period``-th step of ``optimiser`` be one of TRP.
+
+    The steps are counted in the optimiser's first parameter group, so a checkpoint has the count.
+    """
+    optimiser.param_groups[0].setdefault(TRP_STEPS, 0)
 
     def before(*_: object) -> None:
-        if (number := next(steps)) % period == 0:
+        if (optimiser.param_groups[0][TRP_STEPS] + 1) % period == 0:
             trp_nuclear_gradient(module, strength * period, layers)
-            pending.append(number)
 
     def after(*_: object) -> None:
-        if pending:
-            pending.clear()
+        optimiser.param_groups[0][TRP_STEPS] += 1
+        if optimiser.param_groups[0][TRP_STEPS] % period == 0:
             trp_project(module, energy, layers)
 
-    pending: list[int] = []
     optimiser.register_step_pre_hook(before)
     optimiser.register_step_post_hook(after)

@@ -38,6 +38,15 @@ class Sad:
         self.total += changed
         return changed
 
+    def state(self) -> dict[str, object]:
+        """Return everything, for a checkpoint."""
+        return {"total": self.total, "weights": self.weights, "last": self._last}
+
+    @classmethod
+    def of_state(cls, state: dict) -> "Sad":
+        """Return what goes on where :meth:`state` was called."""
+        return cls(state["total"], state["weights"], state["last"])
+
     @property
     def per_weight(self) -> float:
         """The total divided by the number of weights."""

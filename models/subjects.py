@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from twillcore.cache import cached_file, content_key
 from twillcore.errors import TwillcoreError
-from twillcore.models.compress import Attach, compress
+from twillcore.models.checkpoint import Checkpoint, fingerprint
+from twillcore.models.compress import Attach, ProgramCycles, compress
 from twillcore.models.digits import load_digits, patches
 from twillcore.models.digits_cnn import digits_accuracy, planes
 from twillcore.models.digits_vit import DigitsViT, accuracy, fit, train_dense
@@ -42,13 +43,27 @@ class Training:
     Attributes
     ----------
     steps : of the distillation (MiniLM), or epochs (digits)
-    checkpoint : file to resume from if it is there, and to save to
+    checkpoint : to resume from, and to save to
     """
 
     steps: int
     seed: int = 0
-    checkpoint: Path | None = None
+    checkpoint: Checkpoint | None = None
     progress: Progress = lambda done, total, text: None
+
+    def of(self, dense: nn.Module) -> "Training":
+        """Return the training that starts from ``dense``: its checkpoint knows these weights.
+
+        Raises
+        ------
+        TwillcoreError
+            If the checkpoint's file is damaged or of another training.
+        """
+        if self.checkpoint is None or not self.steps:
+            return dataclasses.replace(self, checkpoint=None)
+        checkpoint = self.checkpoint.of(weights=fingerprint(*dense.state_dict().values()))
+        checkpoint.check()
+        return dataclasses.replace(self, checkpoint=checkpoint)
 
 
 @dataclass(frozen=True)
@@ -83,11 +98,13 @@ class Subject:
         training: Training,
         config: str,
         name: str,
+        program_cycles: ProgramCycles,
         start: Path | None = None,
     ) -> tuple[nn.Module, Policy, float]:
         """Return the network, compressed and trained, its policy and the SAD of the training.
 
-        ``start`` is a file of weights to take instead of the dense ones.
+        ``program_cycles`` times programs; ``start`` is a file of weights to take instead of the
+        dense ones.
 
         Raises
         ------
@@ -97,10 +114,12 @@ class Subject:
         dense = self.load(training.progress)
         if start is not None:
             load_weights(dense, start)
+        training = training.of(dense)
         moved = []
         module, policy = compress(
             dense, self.samples()[0], target=target, data=self.data(), config=config,
             method=method, layers=self.layers(dense), name=name, progress=training.progress,
+            checkpoint=training.checkpoint, program_cycles=program_cycles,
             trainer=(lambda m, attach: moved.append(self.train(m, training, attach)))
             if training.steps else None,
         )  # fmt: skip
@@ -150,12 +169,12 @@ def _digits_batches(view: Callable[[Tensor], Tensor], count: int, each: int) -> 
 
 
 def _train_digits(view: Callable[[Tensor], Tensor]) -> Callable[..., float]:
-    """Return a training for so many epochs; too short for a checkpoint."""
+    """Return a training for so many epochs."""
 
     def train(module: nn.Module, training: Training, attach: Attach) -> float:
         sad = fit(
             module.requires_grad_(True), load_digits(), training.steps, DIGITS_RATE, training.seed,
-            DIGITS_DECAY, training.progress, view, attach,
+            DIGITS_DECAY, training.progress, view, attach, training.checkpoint,
         )  # fmt: skip
         return sad.per_weight
 
@@ -209,6 +228,11 @@ def find_subject(name: str) -> Subject:
     return SUBJECTS[name]
 
 
+def level_folder(pattern: Pattern) -> str:
+    """Return the name of the folder of a candidate of inherited dynamic pruning."""
+    return str(pattern).replace(":", "of")
+
+
 def inherited(
     subject: Subject, target: Pattern, training: Training, halving: bool = False
 ) -> tuple[list[Candidate], list[float]]:
@@ -218,12 +242,14 @@ def inherited(
     one.
     """
     dense = subject.load(training.progress)
+    training = training.of(dense)
     levels, moved = chain(target.group, target.kept, halving), []
 
     def train(module: nn.Module, pattern: Pattern, turn: int) -> None:
         checkpoint = training.checkpoint
         if checkpoint is not None:
-            checkpoint = checkpoint.with_name(f"{pattern.kept}of{pattern.group}-{checkpoint.name}")
+            path = checkpoint.path
+            checkpoint = checkpoint.at(path.parent / level_folder(pattern) / path.name)
         moved.append(
             subject.train(
                 module.train(), dataclasses.replace(training, checkpoint=checkpoint), lambda _: None

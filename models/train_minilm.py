@@ -1,12 +1,13 @@
 """MiniLM, compressed and worth using: distilled from the dense network on local text."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch import nn
 
+from twillcore.cache import content_key
 from twillcore.models.batches import SentenceBatches
+from twillcore.models.checkpoint import Checkpoint
 from twillcore.models.corpus import training_sentences
 from twillcore.models.distill import History, Progress, Recipe, distil
 from twillcore.models.minilm import LAYERS, load_minilm
@@ -20,7 +21,7 @@ def distil_minilm(
     module: nn.Module,
     recipe: Recipe = RECIPE,
     seed: int = 0,
-    checkpoint: Path | None = None,
+    checkpoint: Checkpoint | None = None,
     progress: Progress = lambda done, total, text: None,
     attach: Callable[[torch.optim.Optimizer], None] = lambda optimiser: None,
 ) -> History:
@@ -30,11 +31,14 @@ def distil_minilm(
     ----------
     module : the network with masks (decay is decoupled: sparsify with none), fake quantisation or
         factors
-    checkpoint : file to resume from if it is there, and to save to
+    checkpoint : to resume from, and to save to
     attach : called with the optimiser before the first step
     """
     module.encoder.requires_grad_(True)
-    batches = SentenceBatches(training_sentences(progress), TOKENS, seed)
+    sentences = training_sentences(progress)
+    if checkpoint is not None:
+        checkpoint = checkpoint.of(seed=seed, data=content_key(*sentences)[:12])
+    batches = SentenceBatches(sentences, TOKENS, seed)
     return distil(
         module, load_minilm(), batches, recipe, TAPS, checkpoint, progress=progress, attach=attach
     )

@@ -6,6 +6,7 @@
 its policy.
 """
 
+from functools import partial, update_wrapper
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -19,10 +20,11 @@ def __getattr__(name: str) -> object:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     # late: both bring torch
+    from twillcore import flow
+
     if name == "compress":
         from twillcore.models.compress import compress
 
-        return compress
-    from twillcore import flow
-
+        whole = partial(compress, program_cycles=flow.program_cycles)
+        return update_wrapper(whole, compress)
     return getattr(flow, name)

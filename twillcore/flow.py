@@ -260,6 +260,20 @@ def compile(
     return Program(replace(image, notes={**image.notes, **effort}))
 
 
+def program_cycles(
+    module: "torch.nn.Module",
+    samples: "Sequence[Sequence[torch.Tensor]]",
+    config: str | Path | Config = "u256",
+    policy: "Policy | None" = None,
+) -> int:
+    """Return the cycles of the first sample by the cycle engine, which equals RTL.
+
+    ``samples`` are inputs to find ranges with; otherwise as :func:`compile`.
+    """
+    program = compile(module, samples[0], config=config, calibration=samples, policy=policy)
+    return program.run(*samples[0], engine="cycle").cycles
+
+
 def load(path: str | Path) -> Program:
     """Read a program that :meth:`Program.save` wrote.
 

@@ -27,7 +27,7 @@ async def shared_traffic(ctx, dut, slots_of_readers, slots_of_writers, rng, gemm
     expected = {}
     for cycle in range(600):
         phase = cycle % FRAME_CYCLES
-        ctx.set(dut.phase, phase)
+        ctx.set(dut.slots, 1 << phase)
         after, write = {}, None
         for slot, port in slots_of_readers.items():
             address, enable = rng.randrange(WORDS), rng.random() < 0.7

@@ -39,6 +39,7 @@ def test_cycle_0_is_the_first_of_a_frame(before):
             assert ctx.get(dut.running)
             assert ctx.get(dut.cycles) == cycle
             assert ctx.get(dut.phase) == cycle % FRAME_CYCLES
+            assert ctx.get(dut.slots) == 1 << cycle % FRAME_CYCLES
             await ctx.tick()
 
     simulate(dut, testbench)

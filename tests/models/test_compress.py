@@ -4,8 +4,10 @@ import pytest
 import torch
 from torch import nn
 
+import twillcore
 from twillcore.config import PRESETS
 from twillcore.errors import TwillcoreError
+from twillcore.flow import program_cycles
 from twillcore.models.compress import Target, compress, density
 from twillcore.models.cost import layer_shapes
 from twillcore.models.distill import Recipe
@@ -27,13 +29,18 @@ def network():
 
 @pytest.mark.parametrize("method", ["magnitude", "reconstruction"])
 @pytest.mark.parametrize("share", [0.3, 0.5])
-def test_cycles_are_met_and_the_policy_is_what_the_weights_are(method, share):
+def test_product_cycles_are_met_and_the_policy_is_what_the_weights_are(method, share):
     net, data = network()
     shapes = layer_shapes(net, data[0])
     dense = sum(shape.cycles(TINY, 8) for shape in shapes.values())
     before = net[0].weight.clone()
     found, policy = compress(
-        net, data[0], target=f"cycles={share * dense}", data=data, config=TINY, method=method
+        net,
+        data[0],
+        target=f"product-cycles={share * dense}",
+        data=data,
+        config=TINY,
+        method=method,
     )
     cycles = 0
     for name, shape in shapes.items():
@@ -90,8 +97,8 @@ def test_training_keeps_the_pattern_and_helps():
     ("options", "message"),
     [
         (
-            {"target": "cycles=10"},
-            "the target of 10 cycles cannot be met: the best possible is 32",
+            {"target": "product-cycles=10"},
+            "the target of 10 product-cycles cannot be met: the best possible is 32",
         ),
         (
             {"target": "density=0.1"},
@@ -109,8 +116,8 @@ def test_training_keeps_the_pattern_and_helps():
         (
             {"target": "speed=2"},
             (
-                "target must be N:M, or cycles, bytes, density or bits with a positive number"
-                " such as density=0.5, not 'speed=2'"
+                "target must be N:M, or cycles, product-cycles, bytes, density or bits with a"
+                " positive number such as density=0.5, not 'speed=2'"
             ),
         ),
         ({"data": []}, "no calibration data: give inputs without padding as data"),
@@ -123,8 +130,12 @@ def test_training_keeps_the_pattern_and_helps():
         ),
         ({"method": "domino"}, "method domino takes a target of density, not N:M"),
         (
-            {"method": "haloc", "target": "cycles=9"},
-            "the target of 9 cycles cannot be met: the best possible is 152",
+            {"method": "haloc", "target": "product-cycles=9"},
+            "the target of 9 product-cycles cannot be met: the best possible is 152",
+        ),
+        (
+            {"target": "cycles=9"},
+            "a target of cycles needs program_cycles, which times programs",
         ),
         ({"method": "sr-ste"}, "method sr-ste is a training: give it steps"),
         (
@@ -172,12 +183,12 @@ def cycles_of(shapes, ranks):
 
 
 @pytest.mark.parametrize("method", ["low-rank", "haloc", "trp"])
-def test_factors_meet_the_cycles(method):
+def test_factors_meet_the_product_cycles(method):
     net, data = network()
     shapes = layer_shapes(net, data[0])
     budget = 0.75 * cycles_of(shapes, {})
     found, policy = compress(
-        net, data[0], target=f"cycles={budget}", data=data, config=TINY, method=method,
+        net, data[0], target=f"product-cycles={budget}", data=data, config=TINY, method=method,
         recipe=Recipe(steps=30, rate=3e-3, warm_up=5),
     )  # fmt: skip
     ranks = policy.ranks()
@@ -188,6 +199,40 @@ def test_factors_meet_the_cycles(method):
     x = torch.cat([x for (x,) in data])
     assert (found(x) - net(x)).norm() < 0.7 * net(x).norm()
     policy.check(found, TINY)
+
+
+@pytest.mark.parametrize("method", ["magnitude", "reconstruction", "low-rank", "haloc", "trp"])
+def test_cycles_are_those_of_the_program(method):
+    net, data = network()
+    dense = program_cycles(net, data[:1], TINY)
+    options = {"data": data, "config": TINY, "method": method}
+    if method == "trp":
+        options["recipe"] = Recipe(steps=10, rate=1e-3)
+    for share in (0.95, 0.85):
+        target = round(share * dense)
+        found, policy = twillcore.compress(net, data[0], target=f"cycles={target}", **options)
+        assert target * 0.9 < program_cycles(found, data[:1], TINY, policy) <= target
+    found, policy = twillcore.compress(net, data[0], target=f"cycles={dense}", **options)
+    assert not policy.patterns()
+    assert not policy.ranks()
+
+
+def test_cycles_that_cannot_be_reached_are_refused_before_any_training():
+    net, data = network()
+    for method in ("low-rank", "trp", "sr-ste"):
+        with pytest.raises(TwillcoreError) as caught:
+            twillcore.compress(
+                net, data[0], target="cycles=99", data=data, config=TINY, method=method,
+                trainer=lambda *_: pytest.fail("trained"),
+            )  # fmt: skip
+        start = "the target of 99 cycles cannot be met: the best possible is "
+        assert str(caught.value).startswith(start)
+        best = str(caught.value).removeprefix(start).replace(",", "")
+        found, policy = twillcore.compress(
+            net, data[0], target=f"cycles={best}", data=data, config=TINY, method=method,
+            trainer=lambda *_: None,
+        )  # fmt: skip
+        assert program_cycles(found, data[:1], TINY, policy) == int(best)
 
 
 def test_sr_ste_starts_from_the_dense_weights():

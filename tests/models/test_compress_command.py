@@ -7,7 +7,8 @@ import torch
 from typer.testing import CliRunner
 
 from twillcore.cli import app
-from twillcore.commands.candidate import load_candidate, measured_cycles
+from twillcore.commands.candidate import load_candidate
+from twillcore.flow import program_cycles
 from twillcore.models import subjects, vision
 from twillcore.models.digits_cnn import DigitsCNN
 from twillcore.models.digits_vit import DigitsViT
@@ -96,8 +97,8 @@ def test_bad_input(tmp_path, arguments, message):
     [
         (("--target", "2:4", "--method", "sr-ste", "--steps", 1), 'sparsity = "2:4"'),
         (("--target", "bits=4", "--method", "ompq"), "bits = 8"),
-        (("--target", "cycles=13000", "--method", "low-rank"), "rank = 8"),
-        (("--target", "cycles=13000", "--method", "trp", "--steps", 1), "rank = 8"),
+        (("--target", "cycles=24000", "--method", "low-rank"), "rank = 8"),
+        (("--target", "product-cycles=13000", "--method", "trp", "--steps", 1), "rank = 8"),
     ],
 )
 def test_methods(tmp_path, arguments, entry):
@@ -112,7 +113,7 @@ def test_methods(tmp_path, arguments, entry):
     subject = subjects.find_subject("digits-vit")
     module, policy = load_candidate(folder, subject)
     assert subject.score(module) == figures["score"]
-    assert measured_cycles(module, subject.samples(), "tiny", policy) == figures["cycles"]
+    assert program_cycles(module, subject.samples(), "tiny", policy) == figures["cycles"]
 
 
 @pytest.mark.parametrize("method", ["reconstruction", "mixmatch"])
@@ -133,6 +134,22 @@ def test_a_convolutional_network(tmp_path, method):
     if method == "mixmatch":
         bits = sum(size * (8 - 4 * policy.layers[n].lut_share) for n, size in sizes.items())
         assert bits / 8 <= figures["bytes"] < sum(sizes.values())  # those of the DSP core in tiles
+
+
+@pytest.mark.parametrize(
+    ("network", "options", "target", "near"),
+    [
+        ("digits-vit", (), 7000, 0.98),
+        ("digits-vit", ("--method", "sr-ste", "--steps", 1), 9000, 0.98),
+        ("digits-vit", ("--method", "low-rank"), 8500, 0.98),
+        ("digits-cnn", (), 4000, 0.95),
+    ],
+)
+def test_cycles_are_those_of_the_program(tmp_path, network, options, target, near):
+    done = invoke("compress", network, "--target", f"cycles={target}", *options, "-o", tmp_path,
+                  "--json")  # fmt: skip
+    assert done.exit_code == 0, done.output
+    assert near * target < json.loads(done.stdout)["cycles"] <= target
 
 
 def test_a_policy_instead_of_a_target(tmp_path):

@@ -7,8 +7,10 @@ import pytest
 import torch
 from torch import nn
 
+from twillcore.cache import content_key
 from twillcore.errors import TwillcoreError
 from twillcore.models import train_minilm
+from twillcore.models.checkpoint import Checkpoint
 from twillcore.models.distill import History, Recipe, distil, relative_error
 from twillcore.models.minilm import load_minilm
 from twillcore.models.nm import satisfies
@@ -56,18 +58,18 @@ def test_an_interrupted_training_resumes_to_the_same_weights(tmp_path):
             raise Interrupted
 
     student, _ = networks()
-    file = tmp_path / "checkpoint.pt"
+    file = Checkpoint(tmp_path / "checkpoint.pt")
     with pytest.raises(Interrupted):
         distil(student, teacher, batch, RECIPE, ["0"], file, 10, interrupt)
     resumed, _ = networks()
     history = distil(resumed, teacher, batch, RECIPE, ["0"], file, 10)
-    assert history.loss == expected.loss
+    assert history == expected
     for a, b in zip(whole.parameters(), resumed.parameters(), strict=True):
         assert torch.equal(a, b)
 
 
 def test_a_checkpoint_of_another_training_is_refused(tmp_path):
-    file = tmp_path / "checkpoint.pt"
+    file = Checkpoint(tmp_path / "checkpoint.pt")
     student, teacher = networks()
     distil(student, teacher, batch, dataclasses.replace(RECIPE, steps=2), [], file)
     with pytest.raises(TwillcoreError, match="of another training: steps was 2, is 60"):
@@ -109,14 +111,17 @@ def test_minilm_trains_with_what_the_command_says(monkeypatch, tmp_path):
 
     def distilled(student, teacher, batches, recipe, taps, checkpoint, progress, attach):
         calls.append(
-            (recipe.steps, checkpoint, len(taps), batches(0)[0].shape == batches(0)[1].shape)
+            (recipe.steps, checkpoint.path, len(taps), batches(0)[0].shape == batches(0)[1].shape)
         )
         assert any(p.requires_grad for p in student.encoder.parameters())
+        known = {"method": "sr-ste", "seed": 3, "data": content_key("One two three.")[:12]}
+        assert checkpoint.training == known
         return History(sad={0: 0.25, 1: 0.5})
 
     monkeypatch.setattr(train_minilm, "distil", distilled)
     monkeypatch.setattr(train_minilm, "training_sentences", lambda progress: ["One two three."])
-    training = Training(7, checkpoint=tmp_path / "checkpoint.pt")
+    file = Checkpoint(tmp_path / "checkpoint.pt", {"method": "sr-ste"})
+    training = Training(7, 3, file)
     sad = find_subject("minilm").train(load_minilm(), training, lambda optimiser: None)
     assert sad == 0.75
-    assert calls == [(7, tmp_path / "checkpoint.pt", 6, True)]
+    assert calls == [(7, file.path, 6, True)]

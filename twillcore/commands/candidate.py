@@ -9,23 +9,15 @@ from torch import nn
 
 from twillcore.config import load_config
 from twillcore.errors import TwillcoreError
-from twillcore.flow import compile
+from twillcore.flow import program_cycles
 from twillcore.models.compress import density
 from twillcore.models.cost import layer_shapes
 from twillcore.models.low_rank import factorise
 from twillcore.models.pattern import Pattern
 from twillcore.models.policy import Policy
-from twillcore.models.subjects import Inputs, Subject, load_weights
+from twillcore.models.subjects import Subject, load_weights
 
 FIGURES = "figures.json"
-
-
-def measured_cycles(
-    module: nn.Module, samples: Sequence[Inputs], config: str, policy: Policy | None = None
-) -> int:
-    """Return the cycles of one input by the cycle engine, which equals RTL."""
-    program = compile(module, samples[0], config=config, calibration=samples, policy=policy)
-    return program.run(*samples[0], engine="cycle").cycles
 
 
 def write_candidate(
@@ -56,7 +48,7 @@ def write_candidate(
             for shape in kept[name]
         )
 
-    cycles = measured_cycles(module, samples, config, policy)
+    cycles = program_cycles(module, samples, config, policy)
     figures = {
         **common,
         "config": chip.name,
@@ -64,7 +56,7 @@ def write_candidate(
         "score": subject.score(module),
         "density": density(module, [shape.name for shapes in kept.values() for shape in shapes]),
         "cycles": cycles,
-        "speed_up": measured_cycles(dense, samples, config) / cycles,
+        "speed_up": program_cycles(dense, samples, config) / cycles,
         "bytes": sum(map(stored, kept)),
     }
     try:

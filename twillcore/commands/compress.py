@@ -60,7 +60,8 @@ def command(
         str | None,
         typer.Option(
             metavar="N:M|UNIT=VALUE",
-            help="A uniform pattern, or the least loss within cycles=, bytes=, density= or bits=.",
+            help="A uniform pattern, or the least loss within cycles= of the whole program,"
+            " product-cycles= (closed form), bytes=, density= or bits=.",
         ),
     ] = None,
     policy_file: Annotated[
@@ -102,11 +103,14 @@ def command(
     from twillcore.commands.terminal import counting, print_json, results, working
 
     with working("starting PyTorch"):
+        from twillcore.cache import content_key
         from twillcore.commands.candidate import write_candidate
+        from twillcore.flow import program_cycles
+        from twillcore.models.checkpoint import Checkpoint
         from twillcore.models.layout import sparse_layers
         from twillcore.models.pattern import Pattern
         from twillcore.models.policy import LayerPolicy, Policy
-        from twillcore.models.subjects import Training, find_subject, inherited
+        from twillcore.models.subjects import Training, find_subject, inherited, level_folder
 
     subject = find_subject(network)
     config = config or subject.config
@@ -128,18 +132,22 @@ def command(
     except OSError as error:
         raise TwillcoreError(f"{output}: cannot be made: {error.strerror}") from None
     with counting(f"compressing {network}") as progress:
-        training = Training(steps, seed, output / "checkpoint.pt", progress)
+        facts = common | {"config": _config(config).hash, "halving": halving}
+        if isinstance(wanted, Policy):
+            facts["target"] = f"policy {content_key(wanted.to_toml())[:12]}"
+        file = Checkpoint(output / "checkpoint.pt", facts)
+        training = Training(steps, seed, file, progress)
         if method == "idp":
             family, moved = inherited(subject, pattern, training, halving)
             for candidate, sad in zip(family, moved, strict=True):
                 choice = LayerPolicy(str(candidate.pattern), lut_share=0.0)
                 names = subject.layers(candidate.module) or sparse_layers(candidate.module)
                 policy = Policy(network, dict.fromkeys(names, choice))
-                folder = output / str(candidate.pattern).replace(":", "of")
+                folder = output / level_folder(candidate.pattern)
                 made.append((folder, candidate.module, policy, sad))
         else:
             module, policy, sad = subject.compressed(
-                wanted, method, training, config, network, start
+                wanted, method, training, config, network, program_cycles, start
             )
             made.append((output, module, policy, sad))
     figures = []
