@@ -229,9 +229,12 @@ def test_max_pooling_ignores_what_is_outside(kernel, stride, padding):
     assert (y == expected.flatten(2).transpose(1, 2).numpy()).all()
 
 
-def test_concat_puts_channels_one_after_the_other():
+def test_every_part_of_a_concat_begins_with_a_block():
     op = Concat("c", ("a", "b", "a"), "y")
-    graph = _graph(op, {"a": (2, 3, 2, 8), "b": (2, 3, 1, 8), "y": (2, 3, 5, 8)}, "ab", "y")
-    a, b = np.arange(12).reshape(2, 3, 2), -np.arange(6).reshape(2, 3, 1)
+    graph = _graph(op, {"a": (2, 3, 2, 8), "b": (2, 3, 9, 8), "y": (2, 3, 26, 8)}, "ab", "y")
+    a, b = np.arange(12).reshape(2, 3, 2), -np.arange(54).reshape(2, 3, 9)
     y = run_graph(graph, {"a": a, "b": b})["y"]
-    assert (y == np.concatenate([a, b, a], -1)).all()
+    gap = np.zeros((2, 3, 7), int)
+    expected = np.concatenate([a, gap[..., :6], b, gap, a], -1)
+    assert y.shape == (2, 3, 26)
+    assert (y == expected).all()
