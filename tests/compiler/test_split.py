@@ -65,7 +65,7 @@ def test_a_core_that_never_gets_a_word_gets_no_channels():
         (8, 4, 1, 4),  # reads of every fourth cycle meet those of every eighth only once
         (4, 4, 1, 4),
         (2, 3, 1, 4),  # every read waits, so that blocks begin in every second cycle
-        (3, 4, 2, 9),  # one cycle in three is left for two reads
+        (3, 4, 2, 6),  # one cycle in three is left for two reads, and the others follow at once
         (1, 4, 1, float("inf")),
         (2, 4, 2, float("inf")),
     ],
