@@ -11,7 +11,7 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-BENCHES := gemm minilm accuracy resnet18 mobilenet_v2 lut_gemm
+BENCHES := gemm minilm accuracy resnet18 mobilenet_v2 lut_gemm columns
 SETUP := .venv/.complete
 
 .PHONY: help setup demo test test-netlist bench area timing clean distclean
