@@ -13,6 +13,7 @@ from amaranth.lib.wiring import Component
 from twillcore.cache import cache_folder, content_key
 from twillcore.config import Config
 from twillcore.errors import TwillcoreError
+from twillcore.fpga.fanout import MOST_LOADS, copy_drivers
 from twillcore.fpga.parts import PARTS, Part
 from twillcore.fpga.resources import Report, cells_by_scope, split_before_luts, usages
 from twillcore.fpga.tools import ECPPACK, NEXTPNR, YOSYS, Progress, silent
@@ -94,13 +95,16 @@ class PnrReport:
 def synthesise(source: str, top: str, progress: Progress = silent, *, options: str = "") -> Path:
     """Return the ECP5 netlist (Yosys JSON) of ``source``, which is Verilog or RTLIL; cached.
 
+    Drivers of very many loads are copied (:func:`~twillcore.fpga.fanout.copy_drivers`).
+
     Raises
     ------
     TwillcoreError
         If Yosys is missing or fails.
     """
     command = split_before_luts(f"synth_ecp5 -top {top} {options}".rstrip()) + "; write_json "
-    folder = cache_folder() / "pnr" / content_key(source, command, YOSYS.version)
+    key = content_key(source, command, YOSYS.version, f"{MOST_LOADS} loads")
+    folder = cache_folder() / "pnr" / key
     netlist = folder / "netlist.json"
     if netlist.exists():
         return netlist
@@ -115,6 +119,10 @@ def synthesise(source: str, top: str, progress: Progress = silent, *, options: s
         folder / "yosys.log",
         progress,
     )
+    progress("copying drivers of many loads")
+    design = json.loads(part.read_text())
+    copy_drivers(design["modules"][top])
+    part.write_text(json.dumps(design))
     part.replace(netlist)
     return netlist
 

@@ -78,9 +78,11 @@ class Accelerator(wiring.Component):
 
         m.submodules.registers = bank = Registers()
         wiring.connect(m, wiring.flipped(self.s_axi), bank.bus)
-        start, reset = (
+        start, reset_wanted = (
             bank.control[field.offset] for field in registers.REGISTERS["CONTROL"].fields
         )
+        reset = Signal()  # a register, as it goes to every corner of the chip
+        m.d.sync += reset.eq(reset_wanted)
 
         control = RunControl(present)
         engines = {

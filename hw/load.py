@@ -398,7 +398,8 @@ class LoadEngine(wiring.Component):
 
         # A complete row, its last beat uppermost, and what it is.
         present = [memory for memory in Memory if self._present(memory)]
-        row = Signal(max(row_beats(memory, config) for memory in present) * config.axi_data_bits)
+        row_bits = max(row_beats(memory, config) for memory in present) * config.axi_data_bits
+        row = Signal(row_bits, reset_less=True)
         complete = Signal()
         kind = Signal(data.StructLayout({
             "destination": DESTINATION,
@@ -424,7 +425,7 @@ class LoadEngine(wiring.Component):
 
         # Activation and wide words wait in a second register for their slot.
         has_wide = Memory.WIDE in present
-        word = Signal((1 + has_wide) * config.word_bytes * 8)
+        word = Signal((1 + has_wide) * config.word_bytes * 8, reset_less=True)
         word_valid, word_is_wide, word_ends = Signal(), Signal(), Signal()
         word_address = Signal(16)
         word_number = Signal.like(number)
@@ -502,7 +503,7 @@ class LoadEngine(wiring.Component):
         format = kind.destination.format
         for column in range(config.dsp_columns):
             # The bitmap of what is left of the block, or the byte of an INDEX header.
-            header = Signal(config.block, name=f"header_{column}")
+            header = Signal(config.block, reset_less=True, name=f"header_{column}")
             position = self.weight_write.data.index[column]
             with m.If(complete & kind.is_header), m.Switch(kind.group_row):
                 for byte in range(config.block // 8):

@@ -77,7 +77,7 @@ class MoveEngine(wiring.Component):
                 | ~move.blocks.any()
                 | (~keys & _remainder(move.blocks, tile_words).any())
             ),
-            start.eq(starting & ~illegal),
+            start.eq(starting & ~illegal & ~failed),
             self.instruction.ready.eq((~busy | self.retire) & ~failed),
             self.activity.eq(Mux(busy, Activity.BUSY, Activity.IDLE)),
             self.error.valid.eq(
@@ -90,12 +90,12 @@ class MoveEngine(wiring.Component):
         ]
         awake_while(m, platform, self.awake, self.instruction.valid | busy | failed)
         m.d.sync += starting.eq(0)
-        with m.If(self.error.valid):
-            m.d.sync += [busy.eq(0), failed.eq(1)]
-        with m.Elif(self.instruction.valid & self.instruction.ready):
+        with m.If(self.instruction.valid & self.instruction.ready):
             m.d.sync += [current.eq(self.instruction.payload), busy.eq(1), starting.eq(1)]
         with m.Elif(self.retire):
             m.d.sync += busy.eq(0)
+        with m.If(self.error.valid):  # an instruction that is taken in this cycle does not start
+            m.d.sync += [busy.eq(0), failed.eq(1)]
 
         # Reading. A run is what shares a column base: a row tile (KEYS) or a column tile (VALUES).
         # KEYS:   run = row tile,    strip = the row tile's blocks, item = word
@@ -220,11 +220,13 @@ class MoveEngine(wiring.Component):
                 m.d.sync += content.eq(Cat(gathered, incoming) if tile_words > 1 else incoming)
             item.append(content)
         column = Cat(content[-8 * block :].word_select(position, 8) for content in item)
+        written = Signal.like(self.operand_write.data.as_value(), reset_less=True)
+        m.d.comb += self.operand_write.data.eq(written)
         with m.If(emitting):
             with m.If(keys):
-                m.d.sync += self.operand_write.data.eq(Cat(column for _ in range(self._groups)))
+                m.d.sync += written.eq(Cat(column for _ in range(self._groups)))
             with m.Else():
-                m.d.sync += self.operand_write.data.eq(Array(item)[position])
+                m.d.sync += written.eq(Array(item)[position])
 
         # Writing: rows follow each other through a run; a run starts at its column base.
         row = Signal(ADDRESS_BITS + 1)

@@ -274,7 +274,7 @@ class StoreEngine(wiring.Component):
         config, write = self._config, self.write
         word_beats = config.word_bytes // config.axi_bytes
         valid = Signal()
-        bits = Signal(self._word_bits)
+        bits = Signal(self._word_bits, reset_less=True)
         left = Signal(range(2 * word_beats))  # beats of the word after this one
         burst_beat = Signal(8)
         word_ends = Signal()

@@ -146,13 +146,13 @@ class VectorEngine(wiring.Component):
             self.error.index.eq(current.index),
         ]
         awake_while(m, platform, self.awake, self.instruction.valid | busy | failed)
-        m.d.sync += [starting.eq(0), start.eq(starting & ~illegal)]
-        with m.If(self.error.valid):
-            m.d.sync += [busy.eq(0), failed.eq(1)]
-        with m.Elif(self.instruction.valid & self.instruction.ready):
+        m.d.sync += [starting.eq(0), start.eq(starting & ~illegal & ~failed)]
+        with m.If(self.instruction.valid & self.instruction.ready):
             m.d.sync += [current.eq(self.instruction.payload), busy.eq(1), starting.eq(1)]
         with m.Elif(self.retire):
             m.d.sync += busy.eq(0)
+        with m.If(self.error.valid):  # an instruction that is taken in this cycle does not start
+            m.d.sync += [busy.eq(0), failed.eq(1)]
 
         with m.If(is_softmax):
             m.d.comb += illegal.eq(

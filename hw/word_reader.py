@@ -81,11 +81,10 @@ class WordReader(wiring.Component):
         turn = Signal()
         want = Signal()
         fits = Signal()
-        last_word = Signal()
+        last_word = Signal()  # words_left == 1
         m.d.comb += [
             turn.eq(active & (self.phase == self._slot)),
             want.eq(turn & ~skip & (~at_opening | (self.permit & ~frames_to_wait.any()))),
-            last_word.eq(words_left == 1),
             self.opening.eq(want & at_opening),
             self.out_of_range.eq(want & ~fits),
             self.wide_read.address.eq(address),
@@ -104,6 +103,7 @@ class WordReader(wiring.Component):
                 fits.eq(is_inside(self.address)),
                 next_row.eq(self.address + self.row_stride),
                 words_left.eq(self.words),
+                last_word.eq(self.words == 1),
                 tiles_left.eq(self.row_tiles),
                 active.eq(1),
                 at_opening.eq(1),
@@ -122,6 +122,7 @@ class WordReader(wiring.Component):
                     at_opening.eq(last_word),
                     address.eq(Mux(last_word, next_row, address + 1)),
                     words_left.eq(Mux(last_word, self.words, words_left - 1)),
+                    last_word.eq(Mux(last_word, self.words == 1, words_left == 2)),
                 ]
                 with m.If(last_word):
                     m.d.sync += [

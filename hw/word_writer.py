@@ -59,13 +59,13 @@ class WordWriter(wiring.Component):
         position = Signal(range(config.block))
         full = Signal()
         fits = Signal()
-        last_word = Signal()
+        # Registers, since much hangs on them: words_left == 1 and tiles_left == 1.
+        last_word, last_tile = Signal(), Signal()
         m.d.comb += [
-            last_word.eq(words_left == 1),
             self.write.address.eq(address),
             self.write.enable.eq(full & fits),
             self.out_of_range.eq(full & ~fits),
-            self.done.eq(full & fits & last_word & (tiles_left == 1)),
+            self.done.eq(full & fits & last_word & last_tile),
         ]
         m.d.sync += fits.eq(address < self._depth)  # it changes a word before it is used again
         m.d.sync += full.eq(self.valid & (position == config.block - 1))
@@ -74,7 +74,9 @@ class WordWriter(wiring.Component):
                 address.eq(self.address),
                 next_row.eq(self.address + self.row_stride),
                 words_left.eq(self.words),
+                last_word.eq(self.words == 1),
                 tiles_left.eq(self.row_tiles),
+                last_tile.eq(self.row_tiles == 1),
                 position.eq(0),
             ]
         with m.Else():
@@ -84,11 +86,13 @@ class WordWriter(wiring.Component):
                 m.d.sync += [
                     address.eq(Mux(last_word, next_row, address + 1)),
                     words_left.eq(Mux(last_word, self.words, words_left - 1)),
+                    last_word.eq(Mux(last_word, self.words == 1, words_left == 2)),
                 ]
                 with m.If(last_word):
                     m.d.sync += [
                         next_row.eq(next_row + self.row_stride),
                         tiles_left.eq(tiles_left - 1),
+                        last_tile.eq(tiles_left == 2),
                     ]
         for lane in range(config.lanes):
             # A shift register needs no multiplexers, only a clock enable.
