@@ -20,6 +20,7 @@ from torch import nn
 import twillcore
 from twillcore.commands.candidate import load_candidate
 from twillcore.config import PRESETS
+from twillcore.models import reconstruct
 from twillcore.models.compress import compress
 from twillcore.models.cost import layer_shapes
 from twillcore.models.digits import Digits, load_digits, patches
@@ -353,6 +354,25 @@ def bits(folder: str) -> None:
             row = fp32_row("bits", f"{method}, repaired", module)
             rows.append({**row, "average": spent, "bits": scheme})
         store("bits", rows)
+
+
+def damping(folder: str) -> None:
+    """Choose the damping of repaired rounding by cross-validation on calibration sentences."""
+    dense, texts = load_minilm(), calibration_sentences()
+    scheme = {n: p.bits for n, p in Policy.load(Path(folder) / "policy.toml").layers.items()}
+    usual, rows = reconstruct.ROUNDING_DAMPING, []
+    for value in (0.01, 0.1, 0.3, 1.0):
+        cosines = []
+        for fold in range(2):
+            reconstruct.ROUNDING_DAMPING = value
+            module, held_out = load_minilm(), texts[fold::2]
+            data = batches_without_padding(texts[1 - fold :: 2])
+            prune_by_reconstruction(module, data, dict.fromkeys(scheme, Pattern(1, 1)), bits=scheme)
+            wanted, found = embeddings(dense, held_out), embeddings(module, held_out)
+            cosines.append(float((found * wanted).sum(-1).mean()))
+            say(f"damping {value}, fold {fold}: {cosines[-1]:.4f}")
+        rows.append({"damping": value, "cosines": cosines, "used": value == usual})
+        store("damping", rows)
 
 
 def methods(*folders: str) -> None:
