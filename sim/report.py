@@ -95,8 +95,8 @@ def layer_times(image: Image, result: Result) -> list[LayerTime]:
         elif i.opcode in (Opcode.GEMM, Opcode.LUT_GEMM):
             on_lut = i.engine is Engine.LUT
             shape = tile_shape(i.operands, windows[i.engine], refusable=on_lut)
-            beats = i["row_tiles"] * i["column_tiles"] * shape.steps
-            (lut_busy if on_lut else busy)[layer] += beats
+            steps = i["row_tiles"] * i["column_tiles"] * shape.steps + shape.ahead
+            (lut_busy if on_lut else busy)[layer] += steps
         elif i.opcode in (Opcode.LOAD, Opcode.STORE):
             traffic[layer] += run_bytes(i.operands, image.config) * i["runs"]
     lost["drain"] = lost["drain"] - busy
