@@ -2,7 +2,8 @@
 
 By itself each does what ``sim/timing_gemm.py`` says. They meet in two places:
 
-* A step of the LUT core that reads an activation word waits while the DSP core reads one. So the
+* A step of the LUT core that reads an activation word waits while the DSP core reads one; with a
+  stride of 2 the last beat of a tile comes with the first read of the next one. So the
   LUT core's steps follow from the cycles in which the DSP core reads, which the LUT core has no
   influence on but through the drain.
 * The drain takes tiles in the order of their last steps, of two in one cycle the DSP core's first::

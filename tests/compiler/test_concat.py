@@ -6,28 +6,18 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from tests.compiler.test_strides import run
 from twillcore.compiler.aligned_concat import align_concats
 from twillcore.compiler.float_graph import FloatConcat, FloatGraph, FloatTensor
 from twillcore.compiler.front import run_front
 from twillcore.compiler.graph import Concat, Conv, Graph, Tensor
 from twillcore.compiler.host import chip_arguments
-from twillcore.compiler.pipeline import compile_graph
 from twillcore.compiler.verify import verify
 from twillcore.config import PRESETS
-from twillcore.sim.functional import FunctionalEngine
 from twillcore.sim.reference import run_graph
 
 CONFIG = PRESETS["tiny"].replace(tap_depth=128)
 N = 20  # channels of 12, 5 and 3
-
-
-def run(graph, inputs):
-    """Compile and run; no word is read that nobody has written."""
-    image = compile_graph(graph)
-    outputs = FunctionalEngine(garbage=1, strict=True).run(image, inputs).outputs
-    for name, expected in run_graph(graph, inputs).items():
-        np.testing.assert_array_equal(outputs[name], expected)
-    return image, outputs
 
 
 class Joined(nn.Module):

@@ -1,13 +1,12 @@
 """Compiled feature maps on the functional engine equal the quantised graph."""
 
 import dataclasses
-import importlib.util
 import itertools
-import pathlib
 
 import numpy as np
 import pytest
 
+from tests.agree import maps
 from twillcore.compiler.allocate import allocate
 from twillcore.compiler.column_tiles import layer_runs
 from twillcore.compiler.dependences import derive_tokens, verify_contents, verify_order
@@ -25,16 +24,6 @@ from twillcore.isa import Engine, Function, Memory, Opcode
 from twillcore.sim.functional import FunctionalEngine
 from twillcore.sim.reference import run_graph
 
-
-def _maps():
-    path = pathlib.Path(__file__).parents[1] / "agree" / "maps.py"
-    spec = importlib.util.spec_from_file_location("agree_maps", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-maps = _maps()
 CNN = maps.CNN
 #: Little of everything: maps live in DRAM, weights come in parts.
 BANDS = CNN.replace(name="bands", activation_depth=80, wide_depth=64, weight_depth=192,

@@ -1,14 +1,12 @@
 """Strides other than 1 and 2: of single layers and of networks, against torch and the reference."""
 
-import importlib.util
-import pathlib
-
 import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional
 
+from tests.agree import maps
 from twillcore import numerics
 from twillcore.compiler.errors import CompileError
 from twillcore.compiler.front import run_front
@@ -21,16 +19,6 @@ from twillcore.isa import Opcode
 from twillcore.sim.functional import FunctionalEngine
 from twillcore.sim.reference import run_graph
 
-
-def _maps():
-    path = pathlib.Path(__file__).parents[1] / "agree" / "maps.py"
-    spec = importlib.util.spec_from_file_location("agree_maps", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-maps = _maps()
 CNN = maps.CNN
 LANES_14 = CNN.replace(name="14 lanes", lanes=14, dsp_columns=24, lut_columns=16, operand_depth=0)
 BANDS = CNN.replace(name="bands", activation_depth=128, wide_depth=64, weight_depth=192)
