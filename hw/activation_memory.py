@@ -27,9 +27,9 @@ class ActivationMemory(wiring.Component):
     of the frame (:class:`twillcore.timing.ActivationSlot`); outside it, a writer's enable is
     ignored. A reader's is always: in its slot its address is read, whether it wants that or not, so
     that no engine's decision has to reach a memory on the other side of the chip within a cycle.
-    Read data stands on a reader's port in the following cycle only. A read of the word that is
-    written in the same cycle returns the old word. Address bits beyond the depth are ignored:
-    engines check addresses.
+    Read data stands on a reader's port ``SHARED_READ_CYCLES`` after its slot, for one cycle; on the
+    GEMM core's in the cycle after its enable. A read of the word that is written in the same cycle
+    returns the old word. Address bits beyond the depth are ignored: engines check addresses.
 
     With windows (``tap_depth``), every lane is a memory of its own: the GEMM core gives two
     addresses, and which lanes read the second.
@@ -107,6 +107,8 @@ class ActivationMemory(wiring.Component):
             shared_read.addr.eq(address),
             shared_read.en.eq(read),
         ]
+        read_word = Signal(bits, name=f"{name}_read", reset_less=True)
+        m.d.sync += read_word.eq(shared_read.data)
         for slot in READERS:
             client = getattr(self, slot.name.lower())
-            m.d.comb += part(client.data).eq(shared_read.data)
+            m.d.comb += part(client.data).eq(read_word)

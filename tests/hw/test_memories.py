@@ -9,7 +9,7 @@ from twillcore.hw.parameter_memory import ParameterMemory
 from twillcore.hw.two_port_memory import TwoPortMemory
 from twillcore.hw.wide_memory import WideMemory
 from twillcore.sim.bench import simulate
-from twillcore.timing import ActivationSlot, WideReadSlot, WideWriteSlot
+from twillcore.timing import SHARED_READ_CYCLES, ActivationSlot, WideReadSlot, WideWriteSlot
 
 TINY = PRESETS["tiny"].replace(tap_depth=0)
 WINDOWS = TINY.replace(tap_depth=64)
@@ -24,17 +24,17 @@ async def shared_traffic(ctx, dut, slots_of_readers, slots_of_writers, rng, gemm
     """Enable clients at random, in their slots and outside, and check reads against a model."""
     width = len(next(iter(slots_of_writers.values())).data.as_value())
     model = [0] * WORDS
-    expected = {}
+    expected = [{} for _ in range(SHARED_READ_CYCLES + 1)]  # on the ports, in this cycle and later
     for cycle in range(600):
         phase = cycle % FRAME_CYCLES
         ctx.set(dut.slots, 1 << phase)
-        after, write = {}, None
+        write = None
         for slot, port in slots_of_readers.items():
             address, enable = rng.randrange(WORDS), rng.random() < 0.7
             ctx.set(port.address, address)
             ctx.set(port.enable, enable)
             if enable and slot == phase:
-                after[slot] = model[address]
+                expected[SHARED_READ_CYCLES][slot] = model[address]
         for slot, port in slots_of_writers.items():
             address, enable, word = rng.randrange(WORDS), rng.random() < 0.7, rng.getrandbits(width)
             ctx.set(port.address, address)
@@ -47,7 +47,7 @@ async def shared_traffic(ctx, dut, slots_of_readers, slots_of_writers, rng, gemm
             ctx.set(gemm.address, address)
             ctx.set(gemm.enable, enable)
             if enable:
-                after["gemm"] = model[address]
+                expected[1]["gemm"] = model[address]
             if hasattr(gemm, "second"):
                 second, lanes = rng.randrange(WORDS), rng.getrandbits(len(gemm.uses_second))
                 ctx.set(gemm.second, second)
@@ -59,11 +59,11 @@ async def shared_traffic(ctx, dut, slots_of_readers, slots_of_writers, rng, gemm
                         for lane in range(len(gemm.uses_second))
                         if lanes >> lane & 1
                     )
-                    after["gemm"] = model[address] & ~mask | model[second] & mask
-        for slot, word in expected.items():
+                    expected[1]["gemm"] = model[address] & ~mask | model[second] & mask
+        for slot, word in expected.pop(0).items():
             port = gemm if slot == "gemm" else slots_of_readers[slot]
             assert ctx.get(port.data.as_value()) == word, slot
-        expected = after
+        expected.append({})
         if write is not None:
             model[write[0]] = write[1]
         await ctx.tick()
