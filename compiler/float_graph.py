@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 from numpy.typing import NDArray
 
-from twillcore.compiler.graph import Stride
+from twillcore.compiler.graph import PerDirection
 
 Floats = NDArray[np.float32]
 
@@ -106,15 +106,15 @@ class FloatLinear(FloatOp):
 class FloatConv(FloatOp):
     """``function(convolution of x + bias + residual)``; weight (N, height, width, C / groups).
 
-    Stride, padding (top, left), dilation and groups as in :class:`twillcore.compiler.graph.Conv`.
+    PerDirection, padding (top, left), dilation and groups as in :class:`twillcore.compiler.graph.Conv`.
     """
 
     x: str
     weight: Floats
     bias: Floats
-    stride: Stride = 1
+    stride: PerDirection = 1
     padding: tuple[int, int] = (0, 0)
-    dilation: int = 1
+    dilation: PerDirection = 1
     groups: int = 1
     residual: str | None = None
     function: Function | None = None
@@ -131,9 +131,9 @@ class FloatMaxPool(FloatOp):
 
     x: str
     kernel: tuple[int, int]
-    stride: Stride
+    stride: PerDirection
     padding: tuple[int, int]
-    dilation: int = 1
+    dilation: PerDirection = 1
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ Pixel (y, x) of a map stands in row ``y * pitch + x``, lane ``row mod lanes`` of
 lanes``. A pitch above the width leaves junk between the lines; nobody reads it (windows mask it by
 the width), but computing it takes time. What can be expressed:
 
-* *Stride 1*: the output has the pitch of the input. Every tap is then an offset. Any pitch will do.
-* *Stride 2*, output pitch P, input pitch Q, lanes L. Each half of a row tile (L / 2 output pixels)
+* *PerDirection 1*: the output has the pitch of the input. Every tap is then an offset. Any pitch will do.
+* *PerDirection 2*, output pitch P, input pitch Q, lanes L. Each half of a row tile (L / 2 output pixels)
   must lie in one output line, its input pixels begin in the same lane in every row tile, and the
   input's row tiles advance evenly (within a line and from line to line). That holds if
 
@@ -33,8 +33,8 @@ from twillcore.compiler.graph import (
     MatMul,
     MaxPool,
     Op,
-    Stride,
-    both_strides,
+    PerDirection,
+    both_directions,
     reads,
     writes,
 )
@@ -157,9 +157,9 @@ class _Choice:
         return {name: found[-1][self._find(name)] for name in self.names}
 
 
-def window_strides(stride: Stride, grid: tuple[int, int]) -> tuple[int, int]:
+def window_strides(stride: PerDirection, grid: tuple[int, int]) -> tuple[int, int]:
     """Return the strides that a window needs to compute ``grid``; one with one output has none."""
-    down, right = both_strides(stride)
+    down, right = both_directions(stride)
     if grid[0] == 1:
         down = right
     if grid[1] == 1:

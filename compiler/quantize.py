@@ -41,7 +41,7 @@ from twillcore.compiler.graph import (
     Op,
     Softmax,
     Tensor,
-    both_strides,
+    both_directions,
 )
 from twillcore.compiler.scales import (
     BIAS_LIMIT,
@@ -189,7 +189,7 @@ class _Quantizer:
                 beats=self._beats(op, whole.weight.reshape(op.weight.shape)),
                 lut_bits=share.bits,
                 taps=taps,
-                stride=both_strides(getattr(op, "stride", 1))[1],
+                stride=both_directions(getattr(op, "stride", 1))[1],
                 share=share.share,
             )
         except CompileError as error:

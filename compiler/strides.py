@@ -21,7 +21,7 @@ from twillcore.compiler.float_graph import (
     Layout,
     float_reads,
 )
-from twillcore.compiler.graph import both_strides
+from twillcore.compiler.graph import both_directions
 from twillcore.compiler.limits import WINDOW_STRIDES
 from twillcore.compiler.shares import NO_SHARES, LutShare, Shares
 from twillcore.compiler.sparsify import window_beats
@@ -107,7 +107,7 @@ def _fold(graph: FloatGraph, op: FloatConv, block: int) -> tuple[FloatConv, Floa
     """Return the convolution on the folded image, that image, and its layout."""
     source, outputs, channels = graph.tensors[op.x], len(op.weight), op.weight.shape[3]
     sizes = op.weight.shape[1:3]
-    strides = both_strides(op.stride)
+    strides = both_directions(op.stride)
     steps = [
         1 if n == 1 and k == 1 else step
         for n, k, step in zip(source.grid, sizes, strides, strict=True)
@@ -155,7 +155,7 @@ def _in_steps(op: FloatConv | FloatMaxPool, tensors: dict[str, FloatTensor]) -> 
     ``tensors`` gets those between the steps.
     """
     final = tensors[op.out]
-    left = both_strides(op.stride)
+    left = both_directions(op.stride)
     pixel = isinstance(op, FloatMaxPool) and (op.kernel, op.padding) == ((1, 1), (0, 0))
     if getattr(op, "residual", None) is not None and _first_step(left, pixel) != left:
         alone = f"{op.out}.alone"
