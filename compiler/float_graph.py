@@ -106,7 +106,7 @@ class FloatLinear(FloatOp):
 class FloatConv(FloatOp):
     """``function(convolution of x + bias + residual)``; weight (N, height, width, C / groups).
 
-    PerDirection, padding (top, left), dilation and groups as in :class:`twillcore.compiler.graph.Conv`.
+    Stride, padding (top, left), dilation and groups as in :class:`twillcore.compiler.graph.Conv`.
     """
 
     x: str

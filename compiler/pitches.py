@@ -4,8 +4,8 @@ Pixel (y, x) of a map stands in row ``y * pitch + x``, lane ``row mod lanes`` of
 lanes``. A pitch above the width leaves junk between the lines; nobody reads it (windows mask it by
 the width), but computing it takes time. What can be expressed:
 
-* *PerDirection 1*: the output has the pitch of the input. Every tap is then an offset. Any pitch will do.
-* *PerDirection 2*, output pitch P, input pitch Q, lanes L. Each half of a row tile (L / 2 output pixels)
+* *Stride 1*: the output has the pitch of the input. Every tap is then an offset. Any pitch will do.
+* *Stride 2*, output pitch P, input pitch Q, lanes L. Each half of a row tile (L / 2 output pixels)
   must lie in one output line, its input pixels begin in the same lane in every row tile, and the
   input's row tiles advance evenly (within a line and from line to line). That holds if
 
