@@ -95,8 +95,8 @@ def _convolve(
 ) -> View:  # fmt: skip
     """Emit a convolution of a canonical image; ``kernel`` is (N, height, width, C / groups)."""
     source, grid = low.tensors[image.base], _output_grid(low, directions)
-    foldable = image.base in low.inputs and stride not in WINDOW_STRIDES  # then the host will
-    if not foldable:
+    foldable = (dilation, groups) == (1, 1) and image.base in low.inputs
+    if not foldable or stride in WINDOW_STRIDES:  # else the host folds the image
         check_window(low, source.grid, kernel.shape[1:3], padding, dilation)
     out = low.tensor(
         low.node.name, FloatTensor("", source.batch, math.prod(grid), len(kernel), grid)

@@ -118,6 +118,9 @@ def test_all_convolutions_and_pools_that_do_not_run_are_listed():
 def test_windows_that_reach_too_far():
     far = nn.Sequential(nn.Conv2d(1, 8, 1), nn.Conv2d(8, 8, (1, 3), dilation=100))
     assert "a window from 0 to 200 pixels" in message(far, torch.randn(1, 1, 1, 300), config=IMAGES)
+    strided = nn.Conv2d(1, 8, (1, 3), 3, dilation=(2, 100))  # not folded, as it is dilated
+    text = message(strided, torch.randn(1, 1, 1, 300), config=IMAGES)
+    assert "a window from 0 to 200 pixels" in text
     wide = nn.Sequential(nn.Conv2d(1, 8, 1), nn.Conv2d(8, 8, 3))
     assert "an image of (3, 1100) pixels: at most 1023" in message(
         wide, torch.randn(1, 1, 3, 1100), config=IMAGES
