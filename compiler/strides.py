@@ -25,7 +25,7 @@ from twillcore.compiler.graph import both_directions
 from twillcore.compiler.limits import WINDOW_STRIDES
 from twillcore.compiler.shares import NO_SHARES, LutShare, Shares
 from twillcore.compiler.sparsify import window_beats
-from twillcore.compiler.split import finish_cycles, split_channels
+from twillcore.compiler.split import LayerShape, finish_cycles, split_channels
 from twillcore.config import Config
 
 MOST_CHANNELS = 16  # of the folded image, if the convolution could do without
@@ -91,16 +91,16 @@ def _cycles(op: FloatConv, rows: int, config: Config, share: LutShare | None) ->
     """Estimate the cycles of a convolution; a block with stride 2 takes at least two of each."""
     outputs, height, width, channels = op.weight.shape
     beats = window_beats(np.sign(op.weight).astype(np.int8), 1, config.block)
-    shape = {
-        "rows": rows,
-        "blocks": -(-channels // config.block),
-        "channels": outputs,
-        "beats": max(beats, op.stride),
-        "lut_bits": 8 if share is None else max(share.bits, op.stride),
-        "taps": height * width,
-    }
-    lut = 0 if share is None else split_channels(config, **shape, share=share.share)
-    return finish_cycles(config, **shape, lut_channels=lut)
+    shape = LayerShape(
+        rows=rows,
+        blocks=-(-channels // config.block),
+        channels=outputs,
+        beats=max(beats, op.stride),
+        lut_bits=8 if share is None else max(share.bits, op.stride),
+        taps=height * width,
+    )
+    lut = 0 if share is None else split_channels(config, shape, share.share)
+    return finish_cycles(config, shape, lut)
 
 
 def _fold(graph: FloatGraph, op: FloatConv, block: int) -> tuple[FloatConv, FloatTensor, Layout]:
