@@ -255,14 +255,22 @@ class DspArray(wiring.Component):
             held.append(words)
 
         counted = Const(1) if self._dense else beat[1].counted
-        rows = [
-            (
-                Mux(beat[1].operand, self.operand[c], self.weight.weight[c]),
-                Mux(counted, beat[1].position, self.weight.index[c]),
+        rows = []
+        for c in range(columns):
+            # From block RAM straight into registers; which of them counts is for the cycle after.
+            stored, moved = (
+                Signal(signed(8), name=f"{name}_{c}_2", reset_less=True)
+                for name in ("stored", "moved")
             )
-            for c in range(columns)
-        ]
-        for stagger in range(GROUP):
+            position = Signal(config.index_bits, name=f"position_{c}_2", reset_less=True)
+            m.d.sync += [
+                stored.eq(self.weight.weight[c]),
+                moved.eq(self.operand[c]),
+                position.eq(Mux(counted, beat[1].position, self.weight.index[c])),
+            ]
+            either = Mux(beat[2].operand, moved, stored)
+            rows.append((Mux(beat[2].valid, either, 0), position))
+        for stagger in range(1, GROUP):
             for c in range(columns):
                 if c % GROUP < stagger:
                     continue
@@ -271,9 +279,6 @@ class DspArray(wiring.Component):
                     config.index_bits, name=f"position_{c}_{2 + stagger}", reset_less=True
                 )
                 m.d.sync += [weight.eq(rows[c][0]), position.eq(rows[c][1])]
-                if stagger == 0:
-                    with m.If(~beat[1].valid):
-                        m.d.sync += weight.eq(0)
                 rows[c] = (weight, position)
         for c, (weight, position) in enumerate(rows):
             factor = Signal(signed(8), name=f"factor_{c}", reset_less=True)

@@ -109,7 +109,8 @@ class GemmCore(wiring.Component):
         accept = self.instruction.valid & self.instruction.ready
         held = Signal(self.IN_FLIGHT)
         in_flight = Signal(range(self.IN_FLIGHT + 1))
-        m.d.comb += sequencer.admit.eq(in_flight != self.IN_FLIGHT)
+        assert 1 << (len(in_flight) - 1) == self.IN_FLIGHT
+        m.d.comb += sequencer.admit.eq(~in_flight[-1])  # it is less than IN_FLIGHT
         with m.If(accept):
             m.d.sync += held.eq((held << 1) | sequencer.undrained)
         m.d.sync += in_flight.eq(in_flight + accept - self.retire)

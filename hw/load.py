@@ -99,7 +99,7 @@ class LoadEngine(wiring.Component):
     data by whole instructions, as far as the memory accepts bursts.
 
     The *data stage* takes beats in order. A row (of any memory but the two below) that is complete
-    in cycle c is written in c + 1, so these are taken at one beat per cycle without a pause.
+    in cycle c is written in c + 2, so these are taken at one beat per cycle without a pause.
     Activation and wide words move to a second register in c + 1, and are written in the first
     LOAD_WRITE slot from c + 2 on. While that register holds a word which is not being written, the
     next complete word waits in the first, and no beat is taken; with 8 beats per word or more
@@ -462,7 +462,15 @@ class LoadEngine(wiring.Component):
             Cat(self.wide_write.data).eq(word),
         ]
 
-        # All others are written at once.
+        # All others are written in the next cycle, through a register: block RAM is far away.
+        row_written = Signal()
+        written_kind = Signal.like(kind)
+        written_row = Signal.like(row)
+        m.d.sync += [
+            row_written.eq(written & ~is_word),
+            written_kind.eq(kind),
+            written_row.eq(row),
+        ]
         for memory, port in (
             (Memory.WEIGHT, self.weight_write),
             *([(Memory.LUT_WEIGHT, self.lut_weight_write)] if config.lut_columns else []),
@@ -473,10 +481,12 @@ class LoadEngine(wiring.Component):
         ):
             row_bytes = row_beats(memory, config) * config.axi_bytes
             target = port.data.weight if memory == Memory.WEIGHT else port.data
+            enable = Signal(name=f"write_{memory.name.lower()}")
+            m.d.sync += enable.eq(written & (kind.destination.memory == memory))
             m.d.comb += [
-                port.address.eq(kind.address),
-                port.enable.eq(written & (kind.destination.memory == memory)),
-                Cat(target).eq(self._top(row, row_bytes)[: len(Cat(target))]),  # less padding
+                port.address.eq(written_kind.address),
+                port.enable.eq(enable),
+                Cat(target).eq(self._top(written_row, row_bytes)[: len(Cat(target))]),  # no padding
             ]
         weight_bytes = row_beats(Memory.WEIGHT, config) * config.axi_bytes
         self._positions(m, self._top(row, weight_bytes), complete, kind)
@@ -485,7 +495,7 @@ class LoadEngine(wiring.Component):
         done = Signal(IN_FLIGHT)
         oldest = Signal.like(number, init=1)  # the first instruction is number 1
         retired = Signal(IN_FLIGHT)
-        row_done = Mux(written & ~is_word & kind.ends, 1 << kind.number, 0)
+        row_done = Mux(row_written & written_kind.ends, 1 << written_kind.number, 0)
         word_done = Mux(word_written & word_ends, 1 << word_number, 0)
         m.d.comb += [self.retire.eq((done >> oldest)[0]), retired.eq(self.retire << oldest)]
         m.d.sync += done.eq((done & ~retired) | row_done | word_done)
@@ -498,13 +508,14 @@ class LoadEngine(wiring.Component):
             m.d.comb += self._raise(Cause.ADDRESS_OUT_OF_RANGE, kind.destination.index)
 
     def _positions(self, m, row, complete, kind):
-        """Drive the positions that are written with a weight row."""
+        """Drive the positions that are written with a weight row, from registers."""
         config = self._config
         format = kind.destination.format
         for column in range(config.dsp_columns):
             # The bitmap of what is left of the block, or the byte of an INDEX header.
             header = Signal(config.block, reset_less=True, name=f"header_{column}")
-            position = self.weight_write.data.index[column]
+            position = Signal(config.index_bits, name=f"position_{column}")
+            m.d.sync += self.weight_write.data.index[column].eq(position)
             with m.If(complete & kind.is_header), m.Switch(kind.group_row):
                 for byte in range(config.block // 8):
                     with m.Case(byte):

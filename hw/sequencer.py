@@ -160,7 +160,7 @@ class Sequencer(wiring.Component):
 
         offered = data.View(layout, self.instruction.payload.word)
         accept = Signal()  # a GEMM
-        stopped, was_stopped = Signal(), Signal()  # after an error, until reset
+        stopped = Signal()  # after an error, until reset
         refusable = Const(self._refusable)
         active = Signal()
         now = Signal(layout)  # the instruction in execution
@@ -567,21 +567,21 @@ class Sequencer(wiring.Component):
 
         # A fault is of an older instruction than the one that may be accepted in its cycle. What
         # kind of error it is, is found out from registers: a fault comes late in its cycle.
-        illegal = Signal()
+        refused, illegal = Signal(), Signal()
         fault_index, accepted_index = Signal(INDEX_BITS), Signal(INDEX_BITS)
         m.d.comb += [
-            stopped.eq(was_stopped | faulty | illegal),
-            self.error.valid.eq(~was_stopped & (faulty | illegal)),
+            refused.eq(
+                (accept & _illegal(offered, config, self._engine, known, more_taps))
+                | (define & _illegal_window(offered_window, config))
+            ),
+            self.error.valid.eq(faulty | illegal),
             self.error.cause.eq(Mux(faulty, Cause.ADDRESS_OUT_OF_RANGE, Cause.ILLEGAL_INSTRUCTION)),
             self.error.index.eq(Mux(faulty, fault_index, accepted_index)),
         ]
         m.d.sync += [
-            was_stopped.eq(stopped),
+            stopped.eq(stopped | fault | refused),
             faulty.eq(fault),
-            illegal.eq(
-                (accept & _illegal(offered, config, self._engine, known, more_taps))
-                | (define & _illegal_window(offered_window, config))
-            ),
+            illegal.eq(refused),
             fault_index.eq(index),
             accepted_index.eq(self.instruction.payload.index),
         ]

@@ -71,8 +71,8 @@ class VectorEngine(wiring.Component):
     checked in the next cycle and started in the one after that. The output may be read by a client
     that starts after ``retire``. Row tiles whose words take fewer frames than
     :data:`SOFTMAX_FRAMES` or :data:`STATISTICS_FRAMES` take that many. ``error`` follows the
-    acceptance of an illegal instruction by two cycles, and an access beyond a memory, which is not
-    done, by one. After it the engine accepts nothing until reset.
+    acceptance of an illegal instruction by three cycles, and an access beyond a memory, which is
+    not done, by one. After it the engine accepts nothing until reset.
 
     Without norm memory (``config.norm_depth == 0``) LAYER_NORM is illegal and has no hardware.
 
@@ -126,6 +126,7 @@ class VectorEngine(wiring.Component):
         starting = Signal()
         failed = Signal()
         illegal = Signal()
+        checked, was_illegal = Signal(), Signal()  # in the cycle after
         failing = Signal()  # from the next cycle on, it has failed
         start = Signal()
         is_softmax, is_norm, is_elementwise = Signal(), Signal(), Signal()
@@ -140,17 +141,18 @@ class VectorEngine(wiring.Component):
             is_elementwise.eq(soft.opcode == Opcode.ELEMENTWISE),
             self.instruction.ready.eq((~busy | self.retire) & ~failed),
             self.activity.eq(Mux(busy, Activity.BUSY, Activity.IDLE)),
-            failing.eq((out_of_range | (starting & illegal)) & ~failed),
+            failing.eq((out_of_range | (checked & was_illegal)) & ~failed),
+            start.eq(checked & ~was_illegal & ~failed),
         ]
         m.d.sync += [
             self.error.valid.eq(failing),
             self.error.cause.eq(
-                Mux(starting & illegal, Cause.ILLEGAL_INSTRUCTION, Cause.ADDRESS_OUT_OF_RANGE)
+                Mux(checked & was_illegal, Cause.ILLEGAL_INSTRUCTION, Cause.ADDRESS_OUT_OF_RANGE)
             ),
             self.error.index.eq(current.index),
         ]
         awake_while(m, platform, self.awake, self.instruction.valid | busy | failed)
-        m.d.sync += [starting.eq(0), start.eq(starting & ~illegal & ~failed)]
+        m.d.sync += [starting.eq(0), checked.eq(starting), was_illegal.eq(illegal)]
         with m.If(self.instruction.valid & self.instruction.ready):
             m.d.sync += [current.eq(self.instruction.payload), busy.eq(1), starting.eq(1)]
         with m.Elif(self.retire):
@@ -285,10 +287,10 @@ class VectorEngine(wiring.Component):
                 softmax.e_valid | (requantize.y_valid & Mux(is_norm, norm.narrow, ~element.wide))
             ),
             narrow_writer.y.eq(Mux(is_softmax, softmax.e, requantize.narrow)),
-            self.retire.eq(
-                Mux(is_softmax, softmax.done, wide_writer.done | narrow_writer.done) & ~failed
-            ),
         ]
+        m.d.sync += self.retire.eq(
+            Mux(is_softmax, softmax.done, wide_writer.done | narrow_writer.done) & ~failed
+        )
         violations = [unit.out_of_range for unit in (*readers, *writers, softmax)]
 
         if config.norm_depth:

@@ -17,6 +17,7 @@ from twillcore.timing import ActivationSlot
 IN_FLIGHT = 8  # instructions that may be accepted and not retired
 CHECK_CYCLES = 4  # from acceptance to the request
 DIVISION_CYCLES = 16  # more for BITMAP
+ROW_CYCLES = 3  # from the last beat of rows, which wait for no slot, to retirement
 
 
 def slot_from(cycle: int, slot: int) -> int:
@@ -133,7 +134,7 @@ class LoadTiming:
                     self._complete_word(end)
         if last:
             self._transfers.popleft()
-            done = self._written + 1 if transfer.is_word else end + 2
+            done = self._written + 1 if transfer.is_word else end + ROW_CYCLES
             self.retired.append(max(done, self.retired[-1] + 1) if self.retired else done)
         return end
 

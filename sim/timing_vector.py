@@ -18,6 +18,8 @@ from twillcore.timing import ActivationSlot
 
 #: Cycles from taking an instruction to the first cycle in which it may read: check, then start.
 START_CYCLES = 3
+#: From the last write of a VECTOR instruction to its retirement.
+RETIRE_CYCLES = 1
 
 
 def next_in_slot(cycle: int, slot: int) -> int:
@@ -40,16 +42,16 @@ def vector_end(instruction: Instruction, start: int, config: Config) -> int:
         period = max(tile, vector.SOFTMAX_FRAMES * FRAME_CYCLES)
         opening = next_in_slot(first, slot_a) + (row_tiles - 1) * period
         last_x = opening + WordReader.READ_LATENCY + tile - 1
-        return last_x + Softmax.SUM_LATENCY + Reciprocal.LATENCY
+        return last_x + Softmax.SUM_LATENCY + Reciprocal.LATENCY + RETIRE_CYCLES
     if instruction.opcode is Opcode.LAYER_NORM:
         period = max(tile, vector.STATISTICS_FRAMES * FRAME_CYCLES)
         last_x = next_in_slot(first, slot_b) + WordReader.READ_LATENCY + tile - 1
         second_pass = next_in_slot(last_x + NormStatistics.LATENCY + 1, slot_a)
         opening = second_pass + (row_tiles - 1) * period
-        return opening + tile + vector.NORM_WORD_CYCLES
+        return opening + tile + vector.NORM_WORD_CYCLES + RETIRE_CYCLES
     if instruction.opcode is Opcode.ELEMENTWISE:
         opening = next_in_slot(first, slot_a) + (slot_b - slot_a)
-        return opening + row_tiles * tile + vector.ELEMENTWISE_WORD_CYCLES
+        return opening + row_tiles * tile + vector.ELEMENTWISE_WORD_CYCLES + RETIRE_CYCLES
     raise ValueError(f"VECTOR does not execute {instruction.opcode.name}")
 
 

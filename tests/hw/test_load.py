@@ -259,7 +259,7 @@ def test_latency():
     assert bench.starts == [0]
     assert bench.dram.reads == [(6, 1, BASE, 1)]
     assert bench.beats == [6 + Dram().latency]
-    assert bench.ends == [bench.beats[0] + 2]
+    assert bench.ends == [bench.beats[0] + 3]
 
 
 def test_words_wait_for_their_slot_and_later_rows_for_their_turn_to_retire():
