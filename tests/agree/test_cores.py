@@ -22,7 +22,10 @@ WINDOWS = PLAIN.replace(name="cores_windows", tap_depth=32)
 PADDED = WINDOWS.replace(
     name="cores_padded", dsp_columns=24, axi_data_bits=128, operand_depth=0, weight_depth=2048
 )
-CONFIGS = {config.name: config for config in (PLAIN, UNEQUAL, WINDOWS, PADDED)}
+#: The LUT core reads through the shared port in the slots of engines that are not there.
+SLOTS = WINDOWS.replace(name="cores_slots", wide_depth=0, lane_depth=0, norm_depth=0,
+                        operand_depth=0)  # fmt: skip
+CONFIGS = {config.name: config for config in (PLAIN, UNEQUAL, WINDOWS, PADDED, SLOTS)}
 GEMM = {"row_tiles": 1, "column_tiles": 1, "blocks": 1, "beats": 1}
 
 

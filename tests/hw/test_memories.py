@@ -13,6 +13,8 @@ from twillcore.timing import ActivationSlot, WideReadSlot, WideWriteSlot
 
 TINY = PRESETS["tiny"].replace(tap_depth=0)
 WINDOWS = TINY.replace(tap_depth=64)
+SLOTS = WINDOWS.replace(lut_columns=8, lut_weight_depth=256, wide_depth=0, lane_depth=0,
+                        norm_depth=0, operand_depth=0)  # fmt: skip
 WORDS = 8  # addresses in use: few, so that reads meet writes
 
 
