@@ -27,9 +27,9 @@ class ActivationMemory(wiring.Component):
     of the frame (:class:`twillcore.timing.ActivationSlot`); outside it, a writer's enable is
     ignored. A reader's is always: in its slot its address is read, whether it wants that or not, so
     that no engine's decision has to reach a memory on the other side of the chip within a cycle.
-    Read data stands on a reader's port in the following cycle only. A read of the word that is
-    written in the same cycle returns the old word. Address bits beyond the depth are ignored:
-    engines check addresses.
+    Read data stands on a reader's port ``SHARED_READ_CYCLES`` after its slot, for one cycle; on the
+    GEMM cores' in the cycle after their enable. A read of the word that is written in the same cycle
+    returns the old word. Address bits beyond the depth are ignored: engines check addresses.
 
     With windows (``tap_depth``), every lane is a memory of its own: a GEMM core gives two
     addresses, and which lanes read the second.
@@ -113,25 +113,27 @@ class ActivationMemory(wiring.Component):
         # One address, and never both enables: synthesis makes one read-write port of the two.
         shared_write, shared_read = bank.write_port(), bank.read_port()
         gemm_address, gemm_enable = own(self.gemm_read), self.gemm_read.enable
+        shared_address = Signal(ADDRESS_BITS, name=f"{name}_address")
+        m.d.comb += shared_address.eq(address)
         if self._lut_slots:
             lut = self.lut_read
             gemm_address = Mux(gemm_enable, gemm_address, own(lut))
             gemm_enable = gemm_enable | lut.enable
-            in_lut_slot = Cat(self.slots[slot] for slot in self._lut_slots).any()
-            chosen = Signal(ADDRESS_BITS, name=f"{name}_address")
-            m.d.comb += chosen.eq(Mux(in_lut_slot, own(lut), address))
-            address = chosen
+            with m.If(Cat(self.slots[slot] for slot in self._lut_slots).any()):
+                m.d.comb += shared_address.eq(own(lut))
             m.d.comb += part(lut.data).eq(Mux(beside, shared_read.data, gemm.data))
         m.d.comb += [
             gemm.addr.eq(gemm_address),
             gemm.en.eq(gemm_enable),
             part(self.gemm_read.data).eq(gemm.data),
-            shared_write.addr.eq(address),
+            shared_write.addr.eq(shared_address),
             shared_write.data.eq(part(written)),
             shared_write.en.eq(write),
-            shared_read.addr.eq(address),
+            shared_read.addr.eq(shared_address),
             shared_read.en.eq(read),
         ]
+        read_word = Signal(bits, name=f"{name}_read", reset_less=True)
+        m.d.sync += read_word.eq(shared_read.data)
         for slot in self._readers:
             client = getattr(self, slot.name.lower())
-            m.d.comb += part(client.data).eq(shared_read.data)
+            m.d.comb += part(client.data).eq(read_word)

@@ -15,10 +15,17 @@ from twillcore.hw.layouts import LANE_SCALE, PARAMETER_LAYOUT, activation_word, 
 from twillcore.hw.lut_array import beat_to_shadow
 from twillcore.hw.multiplier import multiply_wide
 from twillcore.hw.ports import PHASE_BITS, read_port, write_port
+from twillcore.hw.round_shift import valid_chain
 from twillcore.hw.sequencer import TILE
 from twillcore.isa import Function
 from twillcore.numerics import TABLE_ENTRIES, TABLE_FRACTION_BITS, TABLE_INPUT_BITS
-from twillcore.timing import ActivationSlot, WideReadSlot, WideWriteSlot, window_cycles
+from twillcore.timing import (
+    SHARED_READ_CYCLES,
+    ActivationSlot,
+    WideReadSlot,
+    WideWriteSlot,
+    window_cycles,
+)
 
 
 def table_port(config: Config):
@@ -48,7 +55,7 @@ class Drain(wiring.Component):
     :attr:`BEAT_TO_START` cycles after the last beat (``window_cycles`` before which ``tile`` is
     valid) and as many cycles after the last start as that tile had columns. From then on all is
     fixed: column c enters the pipeline in cycle ``S + 2 + c`` (the array's ``shift``), residual
-    word j is read in ``S + 5 + j * block`` (in the cycle before if it is narrow), output word j is
+    word j is read in ``S + 4 + j * block`` (in the cycle before if it is narrow), output word j is
     written in ``S + LATENCY + (j + 1) * block``, row maxima in the cycle of the last word. ``done``
     marks the last word of an instruction. START_PHASE is such that reads and writes meet their
     slots. There is no backpressure: ``release`` says from when on a tile may end.
@@ -103,8 +110,8 @@ class Drain(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         # What START_PHASE is for.
-        assert (self.START_PHASE + 4) % FRAME_CYCLES == ActivationSlot.DRAIN_READ
-        assert (self.START_PHASE + 5) % FRAME_CYCLES == WideReadSlot.DRAIN_READ
+        assert (self.START_PHASE + 3) % FRAME_CYCLES == ActivationSlot.DRAIN_READ
+        assert (self.START_PHASE + 4) % FRAME_CYCLES == WideReadSlot.DRAIN_READ
         for slot in (ActivationSlot.DRAIN_WRITE, WideWriteSlot.DRAIN_WRITE):
             assert slot == (self.START_PHASE + self.LATENCY) % FRAME_CYCLES
 
@@ -326,21 +333,20 @@ class Drain(wiring.Component):
         stage = pipe.stage
         config = self._config
         address = Signal(16)
-        with m.If(stage[0].valid & (stage[0].channel == 3)):
+        with m.If(stage[0].valid & (stage[0].channel == 2)):
             with m.If(stage[0].first_word):
                 m.d.sync += address.eq(tile.residual_address)
             with m.Else():
                 m.d.sync += address.eq(address + 1)
 
-        # Column 4 of a word is in stage 0 when column 0 of the word is in stage 4; data are in a
-        # register two cycles later, in stage 6, and stay there until the next word's. Those of a
+        # Column 3 of a word is in stage 0 when column 0 of the word is in stage 3; data are in a
+        # register three cycles later, in stage 6, and stay there until the next word's. Those of a
         # wide word come a cycle later.
         words = []
         for port, layout, channel, is_narrow in (
-            (self.activation_read, activation_word(config), 4, True),
-            (self.wide_read, wide_word(config), 5, False),
+            (self.activation_read, activation_word(config), 3, True),
+            (self.wide_read, wide_word(config), 4, False),
         ):
-            arrived = Signal()
             word = Signal(layout, reset_less=True)
             m.d.comb += [
                 port.address.eq(address),
@@ -351,7 +357,7 @@ class Drain(wiring.Component):
                     & (stage[0].channel == channel)
                 ),
             ]
-            m.d.sync += arrived.eq(port.enable)
+            *_, arrived = valid_chain(m, port.enable, SHARED_READ_CYCLES, f"arrived_{channel}")
             with m.If(arrived):
                 m.d.sync += word.eq(port.data)
             words.append(word)

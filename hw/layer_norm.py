@@ -12,6 +12,7 @@ from twillcore.hw.ports import read_port
 from twillcore.hw.reciprocal import QUOTIENT_BITS
 from twillcore.hw.requantize import INPUT_BITS
 from twillcore.hw.round_shift import delay, round_shift, round_shift_latency, valid_chain
+from twillcore.hw.word_reader import WordReader
 from twillcore.numerics import NORM_FRACTION_BITS
 
 _Z_BITS = 22
@@ -35,7 +36,8 @@ class LayerNorm(wiring.Component):
     parameter : In(16)
         Norm parameter of channel 0; stays until the end.
     opening : In(1)
-        The first word of a row tile is being read: ``x`` will be valid 3 cycles later.
+        The first word of a row tile is being read: ``x`` will be valid
+        ``WordReader.READ_LATENCY`` cycles later.
     total, multiplier, right : In
         Statistics of the row tile.
     valid, first : In(1)
@@ -49,14 +51,13 @@ class LayerNorm(wiring.Component):
     out_of_range : Out(1)
     """
 
-    _OPENING_TO_X = 3
     # Stages, counted in cycles after x:
     _Y = 3  # C * q in two, minus S
     _NORMALISED = _Y + 3  # y * m, a product of 46 bits
     _Z = _NORMALISED + round_shift_latency(RIGHT_BITS)
     LATENCY = _Z + 3  # z * gamma in two, plus beta
-    FIRST_CAPTURE = _OPENING_TO_X + _Y - 2
-    LAST_CAPTURE = _OPENING_TO_X + _NORMALISED - 1
+    FIRST_CAPTURE = WordReader.READ_LATENCY + _Y - 2
+    LAST_CAPTURE = WordReader.READ_LATENCY + _NORMALISED - 1
 
     def __init__(self, config: Config):
         self._config = config

@@ -8,8 +8,9 @@ from twillcore.config import ADDRESS_BITS, FRAME_CYCLES, Config
 from twillcore.hw.clocks import awake_while
 from twillcore.hw.layouts import ISSUED, activation_word, instruction_layout, operand_row
 from twillcore.hw.ports import Activity, engine_members, read_port, write_port
+from twillcore.hw.round_shift import valid_chain
 from twillcore.isa import Cause, MoveMode, Opcode
-from twillcore.timing import ActivationSlot
+from twillcore.timing import SHARED_READ_CYCLES, ActivationSlot
 
 
 class MoveEngine(wiring.Component):
@@ -38,7 +39,7 @@ class MoveEngine(wiring.Component):
         One enable bit per group of ``lanes`` columns.
     """
 
-    ROW_LATENCY = 3
+    ROW_LATENCY = SHARED_READ_CYCLES + 2
 
     def __init__(self, config: Config):
         if not config.operand_depth:
@@ -176,10 +177,12 @@ class MoveEngine(wiring.Component):
 
         # Gathering: all words of an item but the last wait in `gathered`; with the last one, which
         # comes straight from the memory, they move on to `item`, whose rows leave one per cycle.
-        arriving = Signal()
-        arriving_item_end = Signal()
-        arriving_run_end = Signal()
-        arriving_end = Signal()
+        arriving, arriving_item_end, arriving_run_end, arriving_end = (
+            valid_chain(m, value, SHARED_READ_CYCLES, f"arriving{name}")[-1]
+            for value, name in (
+                (want & fits, ""), (item_end, "_item_end"), (run_end, "_run_end"), (end, "_end"),
+            )
+        )  # fmt: skip
         item_run_end = Signal()
         item_last = Signal()
         emitting = Signal()
@@ -189,12 +192,6 @@ class MoveEngine(wiring.Component):
         m.d.comb += [
             loading.eq(arriving & arriving_item_end),
             final.eq(position == Mux(keys, block - 1, lanes - 1)),
-        ]
-        m.d.sync += [
-            arriving.eq(want & fits),
-            arriving_item_end.eq(item_end),
-            arriving_run_end.eq(run_end),
-            arriving_end.eq(end),
         ]
         with m.If(loading):
             m.d.sync += [

@@ -2,8 +2,8 @@
 
 A memory port is synchronous: address and enable in one cycle, read data in the next. Ports to a
 memory that is shared in slots look the same; their client must enable them only in its slot
-(:mod:`twillcore.timing`; a reader's address counts whether it does or not), and takes read data in
-the following cycle. ``phase`` is the free-running frame counter.
+(:mod:`twillcore.timing`; a reader's address counts whether it does or not), and takes read data
+``SHARED_READ_CYCLES`` later. ``phase`` is the free-running frame counter.
 """
 
 from amaranth.hdl import signed

@@ -9,6 +9,7 @@ from twillcore.hw.layouts import LANE_SCALE
 from twillcore.hw.ports import read_port, write_port
 from twillcore.hw.reciprocal import DIVISOR_BITS, QUOTIENT_BITS
 from twillcore.hw.round_shift import delay, valid_chain
+from twillcore.hw.word_reader import WordReader
 from twillcore.numerics import EXP_TABLE, INT16_MIN
 
 LANE_BITS = 10  # of addresses of row maxima and lane scales
@@ -88,7 +89,7 @@ class Softmax(wiring.Component):
 
         # Row maxima: on the port one cycle before the row tile's first channel needs them.
         maximum_address = Signal(LANE_BITS + 1)
-        _, opened, captured = valid_chain(m, self.opening, 2, "opened")
+        *_, opened, captured = valid_chain(m, self.opening, WordReader.READ_LATENCY - 1, "opened")
         maximum_fits = Signal()
         m.d.comb += [
             maximum_fits.eq(maximum_address < depth),

@@ -10,9 +10,10 @@ from twillcore.hw.bursts import Bursts
 from twillcore.hw.clocks import awake_while
 from twillcore.hw.layouts import INDEX_BITS, activation_word, instruction_layout, wide_word
 from twillcore.hw.ports import Activity, engine_members, read_port
-from twillcore.hw.streams import Queue
+from twillcore.hw.round_shift import valid_chain
+from twillcore.hw.streams import Queue, RegisterSlice
 from twillcore.isa import Cause, Memory, Opcode
-from twillcore.timing import ActivationSlot, WideReadSlot
+from twillcore.timing import SHARED_READ_CYCLES, ActivationSlot, WideReadSlot
 
 IN_FLIGHT = 8
 OUTSTANDING_BURSTS = 16
@@ -37,12 +38,13 @@ class StoreEngine(wiring.Component):
     bursts without a response.
 
     The *reader* may read from t + 3 on: one word in every STORE_READ slot in which fewer than
-    :data:`WAITING_WORDS` words wait. A word that is read in cycle s waits from s + 2 on.
+    :data:`WAITING_WORDS` words wait. A word that is read in cycle s waits from s + 3 on.
 
-    The *data part* takes a waiting word when it is idle or sends the last beat of the word before
-    it, and sends its beats from the next cycle on; a burst's data go no earlier than its address,
-    but do not wait for it to be taken. So the port moves a beat per cycle if a word has 8 beats or
-    more, else a word per frame.
+    The *data part* takes a waiting word when it is idle or hands on the last beat of the word
+    before it, and hands its beats on from the next cycle on, through a register slice: each stands
+    on ``write`` a cycle later. A burst's data go no earlier than its address, but do not wait for
+    it to be taken. So the port moves a beat per cycle if a word has 8 beats or more, else a word
+    per frame.
 
     An instruction retires in the cycle of its last response.
 
@@ -258,9 +260,8 @@ class StoreEngine(wiring.Component):
                 in_range.eq(is_inside(following.local, following.is_wide)),
             ]
 
-        # Read data stand on the port in the cycle after the slot, and in that one only.
-        arrives, arrives_wide = Signal(), Signal()
-        m.d.sync += [arrives.eq(read), arrives_wide.eq(current.is_wide)]
+        *_, arrives = valid_chain(m, read, SHARED_READ_CYCLES, "arrives")
+        *_, arrives_wide = valid_chain(m, current.is_wide, SHARED_READ_CYCLES, "arrives_wide")
         m.d.comb += [
             words.i.valid.eq(arrives),
             words.i.payload.is_wide.eq(arrives_wide),
@@ -277,21 +278,31 @@ class StoreEngine(wiring.Component):
         bits = Signal(self._word_bits, reset_less=True)
         left = Signal(range(2 * word_beats))  # beats of the word after this one
         burst_beat = Signal(8)
+        handed_on = Signal()
         word_ends = Signal()
+        # ``wready``, which comes from outside, does not reach the word's register.
+        beat = data.StructLayout({"data": config.axi_data_bits, "last": 1})
+        m.submodules.beats = beats = RegisterSlice(beat)
+        last = beats.i.payload.last
         m.d.comb += [
-            write.wdata.eq(bits),
+            beats.i.payload.data.eq(bits),
+            last.eq(burst_beat == lengths.payload),
+            beats.i.valid.eq(valid & lengths.valid),
+            handed_on.eq(beats.i.valid & beats.i.ready),
+            word_ends.eq(handed_on & (left == 0)),
+            lengths.ready.eq(handed_on & last),
+            write.wdata.eq(beats.o.payload.data),
             write.wstrb.eq(~0),
-            write.wlast.eq(burst_beat == lengths.payload),
-            write.wvalid.eq(valid & lengths.valid),
+            write.wlast.eq(beats.o.payload.last),
+            write.wvalid.eq(beats.o.valid),
+            beats.o.ready.eq(write.wready),
             sent.eq(write.wvalid & write.wready),
-            word_ends.eq(sent & (left == 0)),
-            lengths.ready.eq(sent & write.wlast),
         ]
-        with m.If(sent):
+        with m.If(handed_on):
             m.d.sync += [
                 bits.eq(bits >> config.axi_data_bits),
                 left.eq(left - 1),
-                burst_beat.eq(Mux(write.wlast, 0, burst_beat + 1)),
+                burst_beat.eq(Mux(last, 0, burst_beat + 1)),
             ]
         with m.If(~valid | word_ends):
             m.d.comb += words.ready.eq(1)

@@ -1,6 +1,6 @@
 """Parts that carry streams and keep the shape of their payload."""
 
-from amaranth.hdl import Cat, Module, Shape
+from amaranth.hdl import Cat, Module, Shape, Signal
 from amaranth.lib import fifo, stream, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -49,4 +49,45 @@ class Queue(wiring.Component):
             queue.r_en.eq(self.o.ready),
             self.level.eq(queue.level),
         ]
+        return m
+
+
+class RegisterSlice(wiring.Component):
+    """Two registers in a stream's way, so that no path leads from one side to the other.
+
+    A payload taken on ``i`` in one cycle stands on ``o`` in the next if nothing was waiting.
+    Throughput is one payload per cycle. ``i`` is ready while fewer than two payloads wait, whatever
+    ``o`` does in that cycle; ``i.ready``, ``o.valid`` and ``o.payload`` are registers.
+
+    Parameters
+    ----------
+    shape
+        Shape of the payload.
+
+    Members
+    -------
+    i : In(stream.Signature(shape))
+    o : Out(stream.Signature(shape))
+    """
+
+    def __init__(self, shape):
+        self._shape = shape
+        super().__init__({"i": In(stream.Signature(shape)), "o": Out(stream.Signature(shape))})
+
+    def elaborate(self, platform):
+        m = Module()
+        second = Signal(self._shape, reset_less=True)  # waits behind the one on ``o``
+        empty = Signal(init=1)  # it does not
+        moves = Signal()
+        m.d.comb += [self.i.ready.eq(empty), moves.eq(~self.o.valid | self.o.ready)]
+        with m.If(moves):
+            m.d.sync += [self.o.valid.eq(~empty | self.i.valid), empty.eq(1)]
+            with m.If(empty):
+                m.d.sync += self.o.payload.eq(self.i.payload)
+            with m.Else():
+                m.d.sync += self.o.payload.eq(second)
+        with m.Elif(self.i.valid & empty):
+            m.d.sync += empty.eq(0)
+        with m.If(empty):
+            m.d.sync += second.eq(self.i.payload)
         return m

@@ -1,6 +1,6 @@
 """The memory of 16-bit tensors: residual streams and logits."""
 
-from amaranth.hdl import Cat, Module
+from amaranth.hdl import Cat, Module, Signal
 from amaranth.lib import memory, wiring
 from amaranth.lib.wiring import In
 
@@ -17,8 +17,9 @@ class WideMemory(wiring.Component):
     A client accesses its port in its slot of the frame (:class:`twillcore.timing.WideReadSlot`,
     :class:`~twillcore.timing.WideWriteSlot`); outside it, a writer's enable is ignored, and a
     reader's always: see :class:`~twillcore.hw.activation_memory.ActivationMemory`. Read data stands
-    on a reader's port in the following cycle only. A read of the word that is written in the same
-    cycle returns the old word. Address bits beyond the depth are ignored: engines check addresses.
+    on a reader's port ``SHARED_READ_CYCLES`` after its slot, for one cycle. A read of the word that
+    is written in the same cycle returns the old word. Address bits beyond the depth are ignored:
+    engines check addresses.
 
     Members
     -------
@@ -48,12 +49,14 @@ class WideMemory(wiring.Component):
             {slot: getattr(self, slot.name.lower()) for slot in slots}
             for slots in (WideWriteSlot, WideReadSlot)
         )
+        read_word = Signal(self._word, reset_less=True)
+        m.d.sync += read_word.eq(read.data)
         m.d.comb += [
             write.addr.eq(in_slot(self.slots, {s: port.address for s, port in writers.items()})),
             write.data.eq(in_slot(self.slots, {s: p.data.as_value() for s, p in writers.items()})),
             write.en.eq(Cat(self.slots[s] & port.enable for s, port in writers.items()).any()),
             read.addr.eq(in_slot(self.slots, {s: port.address for s, port in readers.items()})),
             read.en.eq(Cat(self.slots[s] for s in readers).any()),
-            *(port.data.eq(read.data) for port in readers.values()),
+            *(port.data.eq(read_word) for port in readers.values()),
         ]
         return m

@@ -7,6 +7,8 @@ from amaranth.lib.wiring import In, Out
 from twillcore.config import ADDRESS_BITS, Config
 from twillcore.hw.layouts import activation_word, wide_word
 from twillcore.hw.ports import PHASE_BITS, read_port
+from twillcore.hw.round_shift import valid_chain
+from twillcore.timing import SHARED_READ_CYCLES
 
 
 class WordReader(wiring.Component):
@@ -39,7 +41,7 @@ class WordReader(wiring.Component):
     out_of_range : Out(1)
     """
 
-    READ_LATENCY = 3
+    READ_LATENCY = SHARED_READ_CYCLES + 2
 
     def __init__(self, config: Config, slot):
         self._config = config
@@ -132,21 +134,16 @@ class WordReader(wiring.Component):
                     ]
 
         # The word stays in `held` for exactly the cycles in which its channels leave.
-        loading = Signal()
-        loading_first = Signal()
-        loading_last = Signal()
+        *_, loading = valid_chain(m, want & fits, SHARED_READ_CYCLES, "loading")
+        *_, loading_first = valid_chain(m, at_opening, SHARED_READ_CYCLES, "loading_first")
+        *_, loading_last = valid_chain(m, last_word, SHARED_READ_CYCLES, "loading_last")
         held_first = Signal()
         held_last = Signal()
         emitting = Signal()
         position = Signal(range(block))
         final = Signal()
         m.d.comb += final.eq(position == block - 1)
-        m.d.sync += [
-            loading.eq(want & fits),
-            loading_first.eq(at_opening),
-            loading_last.eq(last_word),
-            self.valid.eq(emitting),
-        ]
+        m.d.sync += self.valid.eq(emitting)
         with m.If(loading):
             m.d.sync += [
                 position.eq(0),

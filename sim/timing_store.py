@@ -12,13 +12,14 @@ from twillcore.dram import Dram
 from twillcore.isa import Memory
 from twillcore.sim.timing_load import slot_from
 from twillcore.sim.transfer import burst_lengths, unit_bytes
-from twillcore.timing import ActivationSlot
+from twillcore.timing import SHARED_READ_CYCLES, ActivationSlot
 
 IN_FLIGHT = 8  # instructions that may be accepted and not retired
 REQUEST_CYCLES = 3  # from acceptance to the request, and to the first read
 OUTSTANDING_BURSTS = 16  # announced, and without a response
+SLICE_BEATS = 2  # in the register slice before the port
 WAITING_WORDS = 2  # read, and not yet taken by the data part
-READ_CYCLES = 2  # from the slot in which a word is read to where it waits
+READ_CYCLES = SHARED_READ_CYCLES + 1  # from the slot in which a word is read to where it waits
 
 
 class StoreTiming:
@@ -41,7 +42,8 @@ class StoreTiming:
         # Reader and data part
         self._read = -1
         self._words_taken: deque[int] = deque(maxlen=WAITING_WORDS)
-        self._last_beat = -dram.beat_cycles
+        self._handed_on = -1  # the last beat, to the register slice
+        self._sent: deque[int] = deque([-dram.beat_cycles] * SLICE_BEATS, SLICE_BEATS)
 
     @property
     def earliest(self) -> int:
@@ -72,15 +74,12 @@ class StoreTiming:
                 if not left:
                     self._next_word(reads_from)
                     left = word_beats
-                count = min(left, beats)
-                first = max(
-                    self._last_beat + self._dram.beat_cycles,
-                    self._words_taken[-1] + 1,
-                    announced + 1,
+                self._handed_on = 1 + max(
+                    self._handed_on, self._words_taken[-1], announced, self._sent[0]
                 )
-                self._last_beat = first + (count - 1) * self._dram.beat_cycles
-                left, beats = left - count, beats - count
-            self._responses.append(self._last_beat + self._dram.latency)
+                self._sent.append(max(self._sent[-1] + self._dram.beat_cycles, self._handed_on + 1))
+                left, beats = left - 1, beats - 1
+            self._responses.append(self._sent[-1] + self._dram.latency)
         self._retired.append(self._responses[-1])
         return self._responses[-1]
 
@@ -90,4 +89,4 @@ class StoreTiming:
         if len(self._words_taken) == WAITING_WORDS:
             read = max(read, self._words_taken[0] + 1)
         self._read = slot_from(read, ActivationSlot.STORE_READ)
-        self._words_taken.append(max(self._read + READ_CYCLES, self._last_beat))
+        self._words_taken.append(max(self._read + READ_CYCLES, self._handed_on))

@@ -3,19 +3,23 @@
 Cycles are counted in frames of :data:`FRAME_CYCLES`, by one free-running counter (``phase``) that
 is 0 in the first cycle after reset. Every client of a shared port owns one cycle (slot) of each
 frame. A client presents address, enable and write data in the cycle whose phase is its slot; the
-access happens at the end of that cycle, and read data stands on the port's output in the next cycle
-only.
+access happens at the end of that cycle, and read data stands on the port's output
+:data:`SHARED_READ_CYCLES` later, for one cycle: it passes a register on its way from block RAM to
+engines that may be on the other side of the chip.
 
 So the time of an access depends on nothing but the phase, and the cycle model needs no arbiter.
 The DSP core's own activation read port is dedicated and has no slots. The LUT core reads through it
 when the DSP core does not; in slots of engines that a configuration lacks, it reads through the
-shared port (:func:`lut_slots`).
+shared port (:func:`lut_slots`), and has its data in the next cycle through either of them.
 """
 
 from enum import IntEnum
 
 from twillcore.config import FRAME_CYCLES, Config
 from twillcore.isa import Engine
+
+#: Cycles from a reader's slot to the cycle in which its data stand on the port.
+SHARED_READ_CYCLES = 2
 
 
 class ActivationSlot(IntEnum):
@@ -24,11 +28,11 @@ class ActivationSlot(IntEnum):
     DRAIN_WRITE = 0
     LOAD_WRITE = 1
     VECTOR_WRITE = 2
-    MOVE_READ = 3
-    VECTOR_READ_A = 4
-    STORE_READ = 5
-    VECTOR_READ_B = 6
-    DRAIN_READ = 7
+    VECTOR_READ_A = 3
+    STORE_READ = 4
+    VECTOR_READ_B = 5
+    DRAIN_READ = 6
+    MOVE_READ = 7
 
 
 #: The engine of slots that not every configuration needs.
@@ -43,10 +47,10 @@ _OPTIONAL = {
 class WideReadSlot(IntEnum):
     """Slots of the wide memory's read port."""
 
-    DRAIN_READ = 0
-    VECTOR_READ_A = 4
-    STORE_READ = 5
-    VECTOR_READ_B = 6
+    VECTOR_READ_A = 3
+    STORE_READ = 4
+    VECTOR_READ_B = 5
+    DRAIN_READ = 7
 
 
 class WideWriteSlot(IntEnum):

@@ -9,7 +9,7 @@ from twillcore.hw.layouts import ISSUED
 from twillcore.isa import Cause, Instruction, Memory, Opcode
 from twillcore.sim.axi_memory import AxiMemory
 from twillcore.sim.streams import StreamSource, bench_config, reset
-from twillcore.timing import ActivationSlot
+from twillcore.timing import SHARED_READ_CYCLES, ActivationSlot
 
 CONFIG = bench_config()
 MEMORY_BYTES = 1 << 16
@@ -56,14 +56,17 @@ class Stage:
 
     async def _run(self):
         dut, phase = self.dut, 0
+        under_way = dict.fromkeys(PORTS, [None] * (SHARED_READ_CYCLES - 1))
         while True:
             dut.phase.value = phase
             await RisingEdge(dut.clk)
             for memory, name in PORTS.items():
-                data = self.rng.randbytes(WORD_BYTES[memory])  # no data but after an enable
+                read = None
                 if dut[f"{name}__enable"].value:
                     assert phase == ActivationSlot.STORE_READ
-                    data = self.words[memory][int(dut[f"{name}__address"].value)]
+                    read = self.words[memory][int(dut[f"{name}__address"].value)]
+                data, *under_way[memory] = *under_way[memory], read
+                data = data or self.rng.randbytes(WORD_BYTES[memory])  # none without an enable
                 dut[f"{name}__data"].value = int.from_bytes(data, "little")
             self.retired += bool(dut.retire.value)
             if dut.error__valid.value:

@@ -1,5 +1,6 @@
 """Amaranth bench of the vector and move engines: memories with slots, instructions, a stopwatch."""
 
+from collections import deque
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -9,7 +10,7 @@ from twillcore.config import FRAME_CYCLES, Config
 from twillcore.hw.ports import Activity
 from twillcore.isa import Instruction
 from twillcore.sim.bench import simulate
-from twillcore.timing import ActivationSlot, WideReadSlot, WideWriteSlot
+from twillcore.timing import SHARED_READ_CYCLES, ActivationSlot, WideReadSlot, WideWriteSlot
 
 
 def pack(values, bits):
@@ -116,13 +117,18 @@ class EngineBench:
         readers, writers = list(self._readers(dut)), list(self._writers(dut))
 
         async def bench(ctx):
-            pending = [None] * len(readers)
+            # Data under way: those of a shared memory stand SHARED_READ_CYCLES after their slot.
+            pending = [
+                deque([None] * (SHARED_READ_CYCLES if slot is not None else 1))
+                for _, slot, _ in readers
+            ]
             offer_at = gaps[0]
             grace = 40
             for cycle in range(limit):
                 phase = cycle % FRAME_CYCLES
                 ctx.set(dut.phase, phase)
-                for (port, _, _), word in zip(readers, pending, strict=True):
+                for (port, _, _), words in zip(readers, pending, strict=True):
+                    word = words.popleft()
                     data = Value.cast(port.data)
                     noise = int.from_bytes(self.rng.bytes(-(-len(data) // 8)), "little")
                     ctx.set(data, noise & (1 << len(data)) - 1 if word is None else word)
@@ -148,11 +154,10 @@ class EngineBench:
                     assert result.error is None, "error is a pulse"
                     result.error = ctx.get(dut.error.cause), ctx.get(dut.error.index)
                     result.error_cycle = cycle
-                pending = []
-                for port, slot, read in readers:
+                for (port, slot, read), words in zip(readers, pending, strict=True):
                     enable = ctx.get(port.enable)
                     assert not enable or slot in (None, phase), f"read in phase {phase}"
-                    pending.append(read(ctx.get(port.address)) if enable else None)
+                    words.append(read(ctx.get(port.address)) if enable else None)
                 for port, slot, write in writers:
                     if enable := ctx.get(port.enable):
                         assert slot in (None, phase), f"write in phase {phase}"

@@ -6,6 +6,7 @@ from twillcore.config import PRESETS
 from twillcore.hw.drain import Drain
 from twillcore.isa import Function, encode_parameter
 from twillcore.sim.bench import simulate
+from twillcore.timing import SHARED_READ_CYCLES, WideReadSlot
 
 TINY = PRESETS["tiny"]
 LANES, BLOCK = TINY.lanes, TINY.block
@@ -98,7 +99,7 @@ def test_values_and_times(config):
         shadow_from = {}  # cycle from which on the shadow is a tile's
         shadow, column = None, 0
         done = 0
-        reads = {}
+        reads, late = {}, {}
         last_start = -1000
         cycle = 0
         while done < len(tiles) // 2:
@@ -109,6 +110,8 @@ def test_values_and_times(config):
                 data = reads.get(id(port), int(rng.integers(1 << 62)) * rubbish)
                 ctx.set(port.data.as_value(), data & (1 << size) - 1)
             reads.clear()
+            if cycle + 1 in late:
+                reads[id(dut.wide_read)] = late.pop(cycle + 1)
             if cycle in shadow_from:
                 shadow, column = shadow_from.pop(cycle), 0
             if shadow is not None:
@@ -132,10 +135,10 @@ def test_values_and_times(config):
                     t.bias[c], t.multiplier[c], t.shift[c], t.narrow_shift[c]
                 )
             if ctx.get(dut.wide_read.enable):
-                assert cycle % 8 == 0
+                assert cycle % 8 == WideReadSlot.DRAIN_READ
                 tile, word = divmod(ctx.get(dut.wide_read.address) - 2000, 100)
                 values = tiles[tile].residual[:, word * BLOCK : (word + 1) * BLOCK]
-                reads[id(dut.wide_read)] = pack(values.flat, 16)
+                late[cycle + SHARED_READ_CYCLES] = pack(values.flat, 16)
             if ctx.get(dut.lane_scale.enable):
                 t = tiles[ctx.get(dut.lane_scale.address)]
                 reads[id(dut.lane_scale)] = pack(t.lane_multiplier | t.lane_shift << 17, 23)

@@ -16,7 +16,7 @@ from twillcore.isa import ISA, TAP, Cause, Function, Instruction, Opcode
 from twillcore.sim import timing_cores, timing_gemm
 from twillcore.sim.bench import simulate
 from twillcore.sim.timing_gemm import GemmTiming
-from twillcore.timing import ActivationSlot, WideReadSlot, WideWriteSlot
+from twillcore.timing import SHARED_READ_CYCLES, ActivationSlot, WideReadSlot, WideWriteSlot
 
 
 def log_uniform(rng, low, high, shape):
@@ -258,7 +258,8 @@ def run_engine(config, memories, words, gaps=None, timeout=20_000):
         return _pack(np.stack(word).flat, 8)
 
     async def bench(ctx):
-        # Data ports hold rubbish whenever no read was enabled in the cycle before.
+        # Data ports hold rubbish whenever no read was enabled in the cycle before, or as long ago
+        # as a shared memory takes.
         rubbish = {name: (1 << len(getattr(dut, name).data.as_value())) // 3 for name in reads}
         port_list = [(name, getattr(dut, name)) for name in (*reads, *writes)]
         row = len(dut.table.data)
@@ -282,9 +283,11 @@ def run_engine(config, memories, words, gaps=None, timeout=20_000):
                     assert name != "activation_read" or cycle % 8 == ActivationSlot.DRAIN_READ
                     if windows:
                         lanes_of_second = ctx.get(port.uses_second)
-                        pending[name] = gathered(address, ctx.get(port.second), lanes_of_second)
+                        word = gathered(address, ctx.get(port.second), lanes_of_second)
                     else:
-                        pending[name] = reads[name][1](address)
+                        word = reads[name][1](address)
+                    shared = name in ("wide_read", "activation_read")
+                    pending[cycle + (SHARED_READ_CYCLES if shared else 1), name] = word
             ready, retire = ctx.get(dut.instruction.ready), ctx.get(dut.retire)
             outcome.activity.append(ctx.get(dut.activity))
             if retire:
@@ -295,8 +298,9 @@ def run_engine(config, memories, words, gaps=None, timeout=20_000):
             cycle += 1
             ctx.set(dut.phase, cycle % 8)
             for name in reads:
-                ctx.set(getattr(dut, name).data.as_value(), pending.get(name, rubbish[name]))
-            pending.clear()
+                ctx.set(
+                    getattr(dut, name).data.as_value(), pending.pop((cycle, name), rubbish[name])
+                )
             return ready
 
         pending = {}

@@ -9,7 +9,13 @@ from twillcore.hw.parameter_memory import ParameterMemory
 from twillcore.hw.two_port_memory import TwoPortMemory
 from twillcore.hw.wide_memory import WideMemory
 from twillcore.sim.bench import simulate
-from twillcore.timing import ActivationSlot, WideReadSlot, WideWriteSlot
+from twillcore.timing import (
+    SHARED_READ_CYCLES,
+    ActivationSlot,
+    WideReadSlot,
+    WideWriteSlot,
+    lut_slots,
+)
 
 TINY = PRESETS["tiny"].replace(tap_depth=0)
 WINDOWS = TINY.replace(tap_depth=64)
@@ -22,21 +28,24 @@ def put_word(ctx, port, word):
     ctx.set(port.data.as_value(), word)
 
 
-async def shared_traffic(ctx, dut, slots_of_readers, slots_of_writers, rng, gemm=None):
-    """Enable clients at random, in their slots and outside, and check reads against a model."""
+async def shared_traffic(ctx, dut, slots_of_readers, slots_of_writers, rng, cores=None, both=()):
+    """Enable clients at random, in their slots and outside, and check reads against a model.
+
+    ``cores`` are the ports of GEMM cores by name; two read at once in the slots ``both`` only.
+    """
     width = len(next(iter(slots_of_writers.values())).data.as_value())
     model = [0] * WORDS
-    expected = {}
+    expected = [{} for _ in range(SHARED_READ_CYCLES + 1)]  # on the ports, in this cycle and later
     for cycle in range(600):
         phase = cycle % FRAME_CYCLES
         ctx.set(dut.slots, 1 << phase)
-        after, write = {}, None
+        write = None
         for slot, port in slots_of_readers.items():
             address, enable = rng.randrange(WORDS), rng.random() < 0.7
             ctx.set(port.address, address)
             ctx.set(port.enable, enable)
             if enable and slot == phase:
-                after[slot] = model[address]
+                expected[SHARED_READ_CYCLES][slot] = model[address]
         for slot, port in slots_of_writers.items():
             address, enable, word = rng.randrange(WORDS), rng.random() < 0.7, rng.getrandbits(width)
             ctx.set(port.address, address)
@@ -44,28 +53,31 @@ async def shared_traffic(ctx, dut, slots_of_readers, slots_of_writers, rng, gemm
             put_word(ctx, port, word)
             if enable and slot == phase:
                 write = address, word
-        if gemm is not None:
+        reads = False
+        for name, core in (cores or {}).items():
             address, enable = rng.randrange(WORDS), rng.random() < 0.7
-            ctx.set(gemm.address, address)
-            ctx.set(gemm.enable, enable)
+            enable &= not reads or phase in both
+            reads |= enable
+            ctx.set(core.address, address)
+            ctx.set(core.enable, enable)
             if enable:
-                after["gemm"] = model[address]
-            if hasattr(gemm, "second"):
-                second, lanes = rng.randrange(WORDS), rng.getrandbits(len(gemm.uses_second))
-                ctx.set(gemm.second, second)
-                ctx.set(gemm.uses_second, lanes)
+                expected[1][name] = model[address]
+            if hasattr(core, "second"):
+                second, lanes = rng.randrange(WORDS), rng.getrandbits(len(core.uses_second))
+                ctx.set(core.second, second)
+                ctx.set(core.uses_second, lanes)
                 if enable:
-                    bits = width // len(gemm.uses_second)
+                    bits = width // len(core.uses_second)
                     mask = sum(
                         ((1 << bits) - 1) << bits * lane
-                        for lane in range(len(gemm.uses_second))
+                        for lane in range(len(core.uses_second))
                         if lanes >> lane & 1
                     )
-                    after["gemm"] = model[address] & ~mask | model[second] & mask
-        for slot, word in expected.items():
-            port = gemm if slot == "gemm" else slots_of_readers[slot]
+                    expected[1][name] = model[address] & ~mask | model[second] & mask
+        for slot, word in expected.pop(0).items():
+            port = cores[slot] if slot in (cores or {}) else slots_of_readers[slot]
             assert ctx.get(port.data.as_value()) == word, slot
-        expected = after
+        expected.append({})
         if write is not None:
             model[write[0]] = write[1]
         await ctx.tick()
@@ -78,7 +90,26 @@ def test_activation_memory_serves_every_client_in_its_slot(config):
     async def testbench(ctx):
         readers = {slot: getattr(dut, slot.name.lower()) for slot in READERS}
         writers = {slot: getattr(dut, slot.name.lower()) for slot in WRITERS}
-        await shared_traffic(ctx, dut, readers, writers, random.Random(1), dut.gemm_read)
+        await shared_traffic(ctx, dut, readers, writers, random.Random(1), {"gemm": dut.gemm_read})
+
+    simulate(dut, testbench)
+
+
+def test_the_lut_core_reads_beside_the_other_one_in_slots_of_absent_engines():
+    slots = lut_slots(SLOTS)
+    assert {slot.name for slot in slots} == {
+        "VECTOR_WRITE", "VECTOR_READ_A", "VECTOR_READ_B", "MOVE_READ"
+    }  # fmt: skip
+    assert lut_slots(SLOTS.replace(tap_depth=0)) == lut_slots(WINDOWS) == ()
+    dut = ActivationMemory(SLOTS)
+
+    async def testbench(ctx):
+        readers, writers = (
+            {slot: getattr(dut, slot.name.lower()) for slot in some if slot not in slots}
+            for some in (READERS, WRITERS)
+        )
+        cores = {"gemm": dut.gemm_read, "lut": dut.lut_read}
+        await shared_traffic(ctx, dut, readers, writers, random.Random(5), cores, slots)
 
     simulate(dut, testbench)
 

@@ -9,7 +9,7 @@ from twillcore.hw.store import StoreEngine
 from twillcore.isa import Cause, Instruction, Memory, Opcode
 from twillcore.sim.bench import simulate
 from twillcore.sim.bench_dram import BenchDram
-from twillcore.timing import ActivationSlot
+from twillcore.timing import SHARED_READ_CYCLES, ActivationSlot
 
 TINY = PRESETS["tiny"]
 EIGHT = TINY.replace(name="eight", lanes=8)  # 8 beats per activation word
@@ -85,6 +85,7 @@ class Bench:
         async def drive(ctx):
             ctx.set(dut.base, BASE)
             cycle, queue, done = 0, list(enumerate(instructions)), False
+            under_way = dict.fromkeys(ports, [None] * (SHARED_READ_CYCLES - 1))
             while not done:
                 if queue:
                     index, instruction = queue[0]
@@ -108,16 +109,16 @@ class Bench:
                 if error:
                     self.errors.append((Cause(cause), index))
                 assert (activity == Activity.BUSY) == bool(wvalid and wready)
-                # The memories: data stand in the cycle after an enable, and in that one only.
+                # The memories: data stand SHARED_READ_CYCLES after an enable, for one cycle.
                 for (memory, port), enable, address in zip(
                     ports.items(), reads[::2], reads[1::2], strict=True
                 ):
-                    data = random.Random(cycle).randbytes(
-                        word_bytes({"memory": memory}, self.config)
-                    )
-                    if enable:
-                        assert cycle % 8 == ActivationSlot.STORE_READ
-                        data = self.words[memory][address]
+                    assert not enable or cycle % 8 == ActivationSlot.STORE_READ
+                    read = self.words[memory][address] if enable else None
+                    data, *under_way[memory] = *under_way[memory], read
+                    if data is None:
+                        size = word_bytes({"memory": memory}, self.config)
+                        data = random.Random(cycle).randbytes(size)
                     ctx.set(port.data.as_value(), int.from_bytes(data, "little"))
                 done = len(self.ends) == len(instructions) or (until_error and self.errors)
                 cycle += 1
@@ -154,7 +155,7 @@ def test_latency_of_the_first_beat():
     (start,), (end,) = bench.starts, bench.ends
     slot = start + 3 + (ActivationSlot.STORE_READ - start - 3) % 8
     assert bench.dram.writes == [(start + 6, 0, BASE, 4)]
-    assert bench.beats[0] == slot + 3
+    assert bench.beats[0] == slot + SHARED_READ_CYCLES + 3
     assert end == bench.beats[-1] + Dram().latency
 
 
