@@ -28,8 +28,8 @@ class ActivationMemory(wiring.Component):
     ignored. A reader's is always: in its slot its address is read, whether it wants that or not, so
     that no engine's decision has to reach a memory on the other side of the chip within a cycle.
     Read data stands on a reader's port ``SHARED_READ_CYCLES`` after its slot, for one cycle; on the
-    GEMM cores' in the cycle after their enable. A read of the word that is written in the same cycle
-    returns the old word. Address bits beyond the depth are ignored: engines check addresses.
+    GEMM cores' in the cycle after their enable. A read of the word that is written in the same
+    cycle returns the old word. Address bits beyond the depth are ignored: engines check addresses.
 
     With windows (``tap_depth``), every lane is a memory of its own: a GEMM core gives two
     addresses, and which lanes read the second.
