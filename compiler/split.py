@@ -7,7 +7,6 @@ division is found by trying all of them.
 
 import math
 from collections.abc import Iterator
-from functools import cache
 
 from twillcore.compiler.errors import CompileError
 from twillcore.config import FRAME_CYCLES, Config
@@ -18,30 +17,37 @@ NEAR = 1.03  #: times that count as equal, since the model is not exact
 MOST_HELPED = 0.98  #: of a layer's time, for one core to help the other
 
 
-@cache
 def lut_block_cycles(
     beats: int, lut_bits: int, stride: int = 1, phases: frozenset[int] = frozenset()
 ) -> float:
     """Return the cycles of the LUT core per block while the DSP core works, infinite if it starves.
 
     The DSP core reads a block's word (two with a stride of 2) in the first of its cycles; a read of
-    the LUT core in the same cycle waits, unless it comes in one of the ``phases`` of the frame.
+    the LUT core in the same cycle waits. Where it would starve, it reads in ``phases`` of the frame
+    (:func:`twillcore.timing.lut_phases`); elsewhere they save it little, and are left out.
     """
     period = max(beats, stride)
-    if period <= stride and not phases:
-        return math.inf
-    blocks, total = 4 * period * (FRAME_CYCLES if phases else 1), 0
-    starts = range(math.gcd(period, FRAME_CYCLES) if phases else 1)
-    for start in starts:
-        cycle = start
-        for _ in range(blocks):
-            for _ in range(stride):
-                while (cycle - start) % period < stride and cycle % FRAME_CYCLES not in phases:
-                    cycle += 1
+    if period <= stride:
+        return _cycles_in_phases(lut_bits, stride, phases) if phases else math.inf
+    blocks, cycle = 4 * period, 0
+    for _ in range(blocks):
+        for _ in range(stride):
+            phase = cycle % period
+            cycle += 1 + max(stride - phase, 0)
+        cycle += max(lut_bits, stride) - stride
+    return cycle / blocks
+
+
+def _cycles_in_phases(lut_bits: int, stride: int, phases: frozenset[int]) -> float:
+    """Return the cycles of the LUT core per block if it reads in ``phases`` only."""
+    blocks, cycle = 8 * FRAME_CYCLES, 0
+    for _ in range(blocks):
+        for _ in range(stride):
+            while cycle % FRAME_CYCLES not in phases:
                 cycle += 1
-            cycle += max(lut_bits, stride) - stride
-        total += cycle - start
-    return total / blocks / len(starts)
+            cycle += 1
+        cycle += max(lut_bits, stride) - stride
+    return cycle / blocks
 
 
 def finish_cycles(
