@@ -27,7 +27,7 @@ from twillcore.compiler.float_graph import (
     FloatSoftmax,
     Function,
 )
-from twillcore.compiler.graph import both_strides
+from twillcore.compiler.graph import both_directions
 
 SAMPLE_ROWS = 512  # rows kept of every tensor, to compare roundings on
 BEFORE = ":before"  # suffix of what a function is applied to
@@ -126,9 +126,11 @@ def _padded(
     kernel = op.weight.shape[1:3] if isinstance(op, FloatConv) else op.kernel
     image = values[op.x].unflatten(1, source).permute(0, 3, 1, 2)
     sides = []
-    steps = both_strides(op.stride)
-    for n, m, k, before, step in zip(source, target, kernel, op.padding, steps, strict=True):
-        needed = (m - 1) * step + (k - 1) * op.dilation + 1
+    for n, m, k, before, step, distance in zip(
+        source, target, kernel, op.padding, both_directions(op.stride),
+        both_directions(op.dilation), strict=True,
+    ):  # fmt: skip
+        needed = (m - 1) * step + (k - 1) * distance + 1
         sides = [before, needed - before - n, *sides]  # the last direction first; < 0: unused
     return torch.nn.functional.pad(image, sides, value=fill) if any(sides) else image
 

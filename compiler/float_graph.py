@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 from numpy.typing import NDArray
 
-from twillcore.compiler.graph import Stride
+from twillcore.compiler.graph import PerDirection
 
 Floats = NDArray[np.float32]
 
@@ -112,9 +112,9 @@ class FloatConv(FloatOp):
     x: str
     weight: Floats
     bias: Floats
-    stride: Stride = 1
+    stride: PerDirection = 1
     padding: tuple[int, int] = (0, 0)
-    dilation: int = 1
+    dilation: PerDirection = 1
     groups: int = 1
     residual: str | None = None
     function: Function | None = None
@@ -131,9 +131,9 @@ class FloatMaxPool(FloatOp):
 
     x: str
     kernel: tuple[int, int]
-    stride: Stride
+    stride: PerDirection
     padding: tuple[int, int]
-    dilation: int = 1
+    dilation: PerDirection = 1
 
 
 @dataclass(frozen=True)

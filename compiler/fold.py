@@ -17,7 +17,7 @@ from twillcore.compiler.float_graph import (
     float_reads,
     without_dead,
 )
-from twillcore.compiler.graph import both_strides
+from twillcore.compiler.graph import both_directions
 
 
 def fold(graph: FloatGraph, vector_engine: bool = True) -> FloatGraph:
@@ -132,11 +132,13 @@ def _absorbs(graph: FloatGraph, layer: FloatOp, op: FloatMap) -> bool:
     if not isinstance(layer, FloatConv) or layer.residual == op.out:
         return False
     source, target = graph.tensors[layer.x].grid, graph.tensors[layer.out].grid
-    sizes, steps = layer.weight.shape[1:3], both_strides(layer.stride)
     reach = [
-        (m - 1) * step + (k - 1) * layer.dilation - before < n
-        for n, m, k, before, step in zip(source, target, sizes, layer.padding, steps, strict=True)
-    ]
+        (m - 1) * step + (k - 1) * distance - before < n
+        for n, m, k, before, step, distance in zip(
+            source, target, layer.weight.shape[1:3], layer.padding, both_directions(layer.stride),
+            both_directions(layer.dilation), strict=True,
+        )
+    ]  # fmt: skip
     return not op.offset.any() or (not any(layer.padding) and all(reach))
 
 

@@ -7,7 +7,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from twillcore.compiler.errors import CompileError
-from twillcore.compiler.graph import Conv, Graph, Linear, MaxPool, Op, Tensor
+from twillcore.compiler.graph import (
+    Conv,
+    Graph,
+    Linear,
+    MaxPool,
+    Op,
+    PerDirection,
+    Tensor,
+    both_directions,
+)
 from twillcore.compiler.limits import LARGEST_STRIDE
 from twillcore.config import Config
 
@@ -86,20 +95,20 @@ def conv_graph(
     width: int,
     inputs: int,
     outputs: int,
-    kernel: int,
+    kernel: PerDirection,
     config: Config,
     beats: int,
     *,
-    stride: int = 1,
-    padding: int = 0,
-    dilation: int = 1,
+    stride: PerDirection = 1,
+    padding: PerDirection = 0,
+    dilation: PerDirection = 1,
     groups: int = 1,
     seed: int = 0,
     lut: LutPart = LutPart(),
 ) -> tuple[Graph, dict[str, NDArray]]:
-    """Return a convolution of int8 ``height`` x ``width`` pixels by a square kernel, and its input.
+    """Return a convolution of int8 ``height`` x ``width`` pixels, and its input.
 
-    With a stride above 2 another layer takes every n-th pixel of its lines.
+    With a horizontal stride above 2 another layer takes every n-th pixel of its lines.
 
     In each tap, every aligned block of a group's inputs has at most ``beats`` random weights.
 
@@ -115,19 +124,20 @@ def conv_graph(
     )  # fmt: skip
     lut.check(outputs, config)
     rng = np.random.default_rng(seed)
-    each = inputs // groups
-    weight = _random_weights(rng, (outputs * kernel * kernel, each), beats, config)
-    weight = weight.reshape(outputs, kernel, kernel, each)
+    each, sizes = inputs // groups, both_directions(kernel)
+    weight = _random_weights(rng, (outputs * math.prod(sizes), each), beats, config)
+    weight = weight.reshape(outputs, *sizes, each)
     x = rng.integers(-127, 128, (1, height * width, inputs), dtype=np.int8)
     terms = float((weight[: outputs - lut.channels or None] != 0).sum()) / outputs
-    step, every = horizontal_steps(stride, out_grid[1])
+    down, right = both_directions(stride)
+    step, every = horizontal_steps(right, out_grid[1])
     layer = Conv(
         name=f"conv {height} {width} {inputs} {outputs} {kernel}",
         x="x",
         out="y" if every == 1 else "line",
         weight=weight,
-        stride=stride if step == stride else (stride, step),
-        padding=(padding, padding),
+        stride=step if step == down else (down, step),
+        padding=both_directions(padding),
         dilation=dilation,
         groups=groups,
         beats=min(beats, each),
@@ -155,8 +165,8 @@ def horizontal_steps(stride: int, outputs: int) -> tuple[int, int]:
 
 
 def check_conv(
-    height: int, width: int, inputs: int, outputs: int, kernel: int, *,
-    stride: int, padding: int, dilation: int, groups: int,
+    height: int, width: int, inputs: int, outputs: int, kernel: PerDirection, *,
+    stride: PerDirection, padding: PerDirection, dilation: PerDirection, groups: int,
 ) -> tuple[int, int]:  # fmt: skip
     """Return height and width of a convolution's output.
 
@@ -169,24 +179,33 @@ def check_conv(
         "height": height, "width": width, "input channels": inputs, "output channels": outputs,
         "kernel": kernel, "stride": stride, "dilation": dilation, "groups": groups,
     }  # fmt: skip
-    wrong = [f"{name} must be at least 1, not {n}" for name, n in least.items() if n < 1]
-    if padding < 0:
+    wrong = [
+        f"{name} must be at least 1, not {n}"
+        for name, n in least.items()
+        if min(both_directions(n)) < 1
+    ]
+    around = both_directions(padding)
+    if min(around) < 0:
         wrong.append(f"padding must be at least 0, not {padding}")
     if wrong:
         raise CompileError("; ".join(wrong))
     for name, channels in (("input", inputs), ("output", outputs)):
         if channels % groups:
             wrong.append(f"{channels} {name} channels are not divisible by {groups} groups")
-    span = dilation * (kernel - 1) + 1
-    padded = height + 2 * padding, width + 2 * padding
-    if span > min(padded):
+    span = tuple(
+        distance * (size - 1) + 1
+        for distance, size in zip(both_directions(dilation), both_directions(kernel), strict=True)
+    )
+    padded = height + 2 * around[0], width + 2 * around[1]
+    if span[0] > padded[0] or span[1] > padded[1]:
         wrong.append(
-            f"the kernel of {span} x {span} pixels (dilation counted) is larger than the padded"
-            f" image of {padded[0]} x {padded[1]}"
+            f"the kernel of {span[0]} x {span[1]} pixels (dilation counted) is larger than the"
+            f" padded image of {padded[0]} x {padded[1]}"
         )
     if wrong:
         raise CompileError("; ".join(wrong))
-    return (padded[0] - span) // stride + 1, (padded[1] - span) // stride + 1
+    down, right = both_directions(stride)
+    return (padded[0] - span[0]) // down + 1, (padded[1] - span[1]) // right + 1
 
 
 def _random_weights(

@@ -15,13 +15,28 @@ from twillcore.config import Config
 from twillcore.isa import ElementwiseOp, Function
 
 Ints = NDArray[np.int64]
-#: Input pixels per output pixel: in both directions, or (vertical, horizontal).
-Stride = int | tuple[int, int]
+#: A number for both directions of a map, or (vertical, horizontal).
+PerDirection = int | tuple[int, int]
 
 
-def both_strides(stride: Stride) -> tuple[int, int]:
-    """Return a stride as (vertical, horizontal)."""
-    return stride if isinstance(stride, tuple) else (stride, stride)
+def both_directions(value: PerDirection) -> tuple[int, int]:
+    """Return ``value`` as (vertical, horizontal)."""
+    return value if isinstance(value, tuple) else (value, value)
+
+
+def windows_see_pixels(
+    grid: tuple[int, int], kernel: tuple[int, int], output: tuple[int, int],
+    stride: PerDirection, padding: tuple[int, int], dilation: PerDirection,
+) -> bool:  # fmt: skip
+    """Whether each window of ``output`` has a tap on a pixel of ``grid``."""
+    for n, k, m, step, before, distance in zip(
+        grid, kernel, output, both_directions(stride), padding, both_directions(dilation),
+        strict=True,
+    ):  # fmt: skip
+        pixels = np.arange(m)[:, None] * step + np.arange(k) * distance - before
+        if not ((pixels >= 0) & (pixels < n)).any(1).all():
+            return False
+    return True
 
 
 @dataclass(frozen=True)
@@ -115,9 +130,9 @@ class Conv(WeightedOp):
     x: str
     out: str
     weight: NDArray[np.int8]
-    stride: Stride
+    stride: PerDirection
     padding: tuple[int, int]
-    dilation: int
+    dilation: PerDirection
     groups: int
     beats: int
 
@@ -133,9 +148,9 @@ class MaxPool(Op):
     x: str
     out: str
     kernel: tuple[int, int]
-    stride: Stride
+    stride: PerDirection
     padding: tuple[int, int]
-    dilation: int = 1
+    dilation: PerDirection = 1
 
 
 @dataclass(frozen=True)

@@ -33,8 +33,8 @@ from twillcore.compiler.graph import (
     MatMul,
     MaxPool,
     Op,
-    Stride,
-    both_strides,
+    PerDirection,
+    both_directions,
     reads,
     writes,
 )
@@ -157,9 +157,9 @@ class _Choice:
         return {name: found[-1][self._find(name)] for name in self.names}
 
 
-def window_strides(stride: Stride, grid: tuple[int, int]) -> tuple[int, int]:
+def window_strides(stride: PerDirection, grid: tuple[int, int]) -> tuple[int, int]:
     """Return the strides that a window needs to compute ``grid``; one with one output has none."""
-    down, right = both_strides(stride)
+    down, right = both_directions(stride)
     if grid[0] == 1:
         down = right
     if grid[1] == 1:

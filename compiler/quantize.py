@@ -41,7 +41,7 @@ from twillcore.compiler.graph import (
     Op,
     Softmax,
     Tensor,
-    both_strides,
+    both_directions,
 )
 from twillcore.compiler.scales import (
     BIAS_LIMIT,
@@ -62,7 +62,7 @@ from twillcore.compiler.scales import (
 )
 from twillcore.compiler.shares import NO_SHARES, Shares
 from twillcore.compiler.sparsify import beats_per_block, window_beats
-from twillcore.compiler.split import split_channels
+from twillcore.compiler.split import LayerShape, split_channels
 from twillcore.config import Config
 from twillcore.isa import ElementwiseOp, Function
 from twillcore.numerics import INT8_MAX, INT16_MAX, NORM_FRACTION_BITS
@@ -180,18 +180,17 @@ class _Quantizer:
         if share is None:
             return whole, 0
         tensor, taps = self.source.tensors[op.out], math.prod(op.weight.shape[1:-1])
+        shape = LayerShape(
+            rows=tensor.batch * tensor.rows,
+            blocks=-(-op.weight.shape[-1] // self.config.block),
+            channels=len(rows),
+            beats=self._beats(op, whole.weight.reshape(op.weight.shape)),
+            lut_bits=share.bits,
+            taps=taps,
+            stride=both_directions(getattr(op, "stride", 1))[1],
+        )
         try:
-            lut = split_channels(
-                self.config,
-                rows=tensor.batch * tensor.rows,
-                blocks=-(-op.weight.shape[-1] // self.config.block),
-                channels=len(rows),
-                beats=self._beats(op, whole.weight.reshape(op.weight.shape)),
-                lut_bits=share.bits,
-                taps=taps,
-                stride=both_strides(getattr(op, "stride", 1))[1],
-                share=share.share,
-            )
+            lut = split_channels(self.config, shape, share.share)
         except CompileError as error:
             raise CompileError(f"{op.name}: {error}") from None
         if not lut or share.bits == 8:

@@ -14,7 +14,7 @@ from twillcore.compiler.float_graph import (
     FloatMaxPool,
     FloatTensor,
 )
-from twillcore.compiler.graph import Stride, both_strides
+from twillcore.compiler.graph import PerDirection, both_directions, windows_see_pixels
 from twillcore.compiler.limits import MOST_PIXELS, MOST_TAPS, TAP_REACH, WINDOW_STRIDES
 from twillcore.compiler.rules_pad import is_non_negative, padded_image
 from twillcore.compiler.symbols import Elsewhere, Host, Padded, Value, floats_of
@@ -29,7 +29,7 @@ def check_window(
     grid: tuple[int, int],
     kernel: tuple[int, int],
     padding: tuple[int, int] = (0, 0),
-    dilation: int = 1,
+    dilation: PerDirection = 1,
 ) -> None:
     """Check that the chip can gather a window: its taps, their distances, the image's size."""
     if not low.config.tap_depth:
@@ -42,8 +42,10 @@ def check_window(
     taps, most = math.prod(kernel), min(MOST_TAPS, low.config.tap_depth)
     if taps > most:
         raise NoViewError(f"a kernel of {taps} taps: at most {most}, use several smaller ones")
-    for before, length, (low_end, high_end) in zip(padding, kernel, TAP_REACH, strict=True):
-        last = (length - 1) * dilation - before
+    for before, length, distance, (low_end, high_end) in zip(
+        padding, kernel, both_directions(dilation), TAP_REACH, strict=True
+    ):
+        last = (length - 1) * distance - before
         if -before < low_end or last > high_end:
             raise NoViewError(
                 f"a window from {-before} to {last} pixels: at most {low_end} to {high_end}"
@@ -70,9 +72,9 @@ def convolution(
     else:
         before = _pair(padding, directions, 0)
     vector = np.zeros(len(kernel), np.float32) if bias is None else floats_of(low.constant(bias))
-    step = _stride(_output_grid(low, directions), _pair(stride, directions, 1))
+    step = _steps(_output_grid(low, directions), _pair(stride, directions, 1))
     return _convolve(
-        low, image, kernel, vector, step, _before(before, sides), _dilation(distances, size),
+        low, image, kernel, vector, step, _before(before, sides), _steps(size, distances),
         groups, directions,
     )  # fmt: skip
 
@@ -88,13 +90,13 @@ def general_convolution(
 
 
 def _convolve(
-    low: "Builder", image: View, kernel: np.ndarray, bias: np.ndarray, stride: Stride,
-    padding: tuple[int, int], dilation: int, groups: int, directions: int,
+    low: "Builder", image: View, kernel: np.ndarray, bias: np.ndarray, stride: PerDirection,
+    padding: tuple[int, int], dilation: PerDirection, groups: int, directions: int,
 ) -> View:  # fmt: skip
     """Emit a convolution of a canonical image; ``kernel`` is (N, height, width, C / groups)."""
     source, grid = low.tensors[image.base], _output_grid(low, directions)
-    foldable = image.base in low.inputs and stride not in WINDOW_STRIDES  # then the host will
-    if not foldable:
+    foldable = (dilation, groups) == (1, 1) and image.base in low.inputs
+    if not foldable or stride in WINDOW_STRIDES:  # else the host folds the image
         check_window(low, source.grid, kernel.shape[1:3], padding, dilation)
     out = low.tensor(
         low.node.name, FloatTensor("", source.batch, math.prod(grid), len(kernel), grid)
@@ -111,21 +113,17 @@ def max_pool(
     """Maximum over windows."""
     directions = _directions(low)
     size, before = _pair(kernel, directions, 1), _pair(padding, directions, 0)
-    spread = _dilation(_pair(dilation, directions, 1), size)
+    spread = _steps(size, _pair(dilation, directions, 1))
     grid = _output_grid(low, directions)
-    step = _stride(grid, _pair(stride or kernel, directions, 1))
+    step = _steps(grid, _pair(stride or kernel, directions, 1))
 
     def takes(padded: Padded) -> bool:
         """Whether pixels around the image do not matter: windows contain others, too."""
         if padded.value == 0 and not is_non_negative(low, padded.image):
             return False
-        top, bottom, left, right = padded.sides
-        ends = zip(_before(before, padded.sides), size, padded.grid, grid, both_strides(step),
-                   (top + bottom, left + right), strict=True)  # fmt: skip
-        return all(
-            first < k * spread and (m - 1) * s - first < n - around
-            for first, k, n, m, s, around in ends
-        )
+        first = _before(before, padded.sides)
+        pixels = low.tensors[padded.image.base].grid
+        return windows_see_pixels(pixels, size, grid, step, first, spread)
 
     image, sides = padded_image(low, x, directions, takes)
     padded_grid = _padded_grid(low, image, sides)
@@ -151,7 +149,7 @@ def adaptive_max_pool(low: "Builder", x: Any, output: Any) -> tuple[Value, ...]:
     for part in sizes:
         source = low.tensors[image.base].grid
         grid = tuple(n // k for n, k in zip(source, part, strict=True))
-        image = _pool(low, image, grid, part, _stride(grid, part), (0, 0), 1, directions)
+        image = _pool(low, image, grid, part, _steps(grid, part), (0, 0), 1, directions)
     return image, Elsewhere()
 
 
@@ -162,8 +160,8 @@ def _no_indices(low: "Builder") -> None:
 
 
 def _pool(
-    low: "Builder", image: View, grid: tuple[int, int], size: tuple[int, int], stride: Stride,
-    padding: tuple[int, int], dilation: int, directions: int,
+    low: "Builder", image: View, grid: tuple[int, int], size: tuple[int, int], stride: PerDirection,
+    padding: tuple[int, int], dilation: PerDirection, directions: int,
 ) -> View:  # fmt: skip
     """Emit a max pooling of a canonical image to ``grid`` pixels."""
     if image.scale <= 0:
@@ -190,7 +188,7 @@ def avg_pool(
         raise NoViewError("average pooling with padding must have count_include_pad=True")
     source = low.tensors[image.base]
     grid = _output_grid(low, directions)
-    step = _stride(grid, _pair(stride or kernel, directions, 1))
+    step = _steps(grid, _pair(stride or kernel, directions, 1))
     _check_ceil(low, _padded_grid(low, image, sides), grid, size, step, before, 1, ceil_mode)
     weights = _equal(source.channels, size, divisor_override or math.prod(size))
     before = _before(before, sides)
@@ -209,7 +207,7 @@ def adaptive_avg_pool(low: "Builder", x: Any, output: Any) -> View:
         out = _mean(low, image)
         dims = image_dims(source.batch, source.channels, grid, directions, len(image.dims))
         return View(out, dims)
-    step = _stride(grid, size)
+    step = _steps(grid, size)
     weights = _equal(source.channels, size, math.prod(size))
     return _convolve(low, image, *weights, step, (0, 0), 1, source.channels, directions)
 
@@ -331,35 +329,29 @@ def _pair(value: Any, directions: int, missing: int) -> tuple[int, int]:
     return tuple([missing] * (2 - directions) + values)
 
 
-def _stride(grid: tuple[int, int], pair: tuple[int, int]) -> Stride:
-    """Return a stride (vertical, horizontal) to ``grid`` as one number, if it is.
+def _steps(counts: tuple[int, int], pair: tuple[int, int]) -> PerDirection:
+    """Return strides or dilations (vertical, horizontal) as one number, if they are.
 
-    A direction with a single output has none of its own.
+    A direction in which there is only one output, or tap, has none of its own.
     """
-    steps = {s for s, n in zip(pair, grid, strict=True) if n > 1}
+    steps = {s for s, n in zip(pair, counts, strict=True) if n > 1}
     if len(steps) > 1:
         return pair
     return steps.pop() if steps else 1
 
 
-def _dilation(dilation: tuple[int, int], kernel: tuple[int, int]) -> int:
-    """Return the one dilation of both directions; one with a single tap has none."""
-    distances = {d for d, k in zip(dilation, kernel, strict=True) if k > 1}
-    if len(distances) > 1:
-        raise NoViewError(f"dilations {sorted(distances)}: must be the same in both directions")
-    return distances.pop() if distances else 1
-
-
 def _check_ceil(
     low: "Builder", grid: tuple[int, int], output: tuple[int, int], kernel: tuple[int, int],
-    stride: Stride, padding: tuple[int, int], dilation: int, ceil_mode: bool,
+    stride: PerDirection, padding: tuple[int, int], dilation: PerDirection, ceil_mode: bool,
 ) -> None:  # fmt: skip
     """Refuse windows that reach beyond the padding, where they make a difference."""
     if not ceil_mode:
         return
-    steps = both_strides(stride)
-    for n, m, k, before, step in zip(grid, output, kernel, padding, steps, strict=True):
-        if (n + 2 * before - dilation * (k - 1) - 1) // step + 1 != m:
+    for n, m, k, before, step, distance in zip(
+        grid, output, kernel, padding, both_directions(stride), both_directions(dilation),
+        strict=True,
+    ):  # fmt: skip
+        if (n + 2 * before - distance * (k - 1) - 1) // step + 1 != m:
             raise NoViewError("ceil_mode=True makes windows that reach beyond the padding: pad")
 
 

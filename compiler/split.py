@@ -7,6 +7,7 @@ division is found by trying all of them.
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from twillcore.compiler.errors import CompileError
 from twillcore.config import FRAME_CYCLES, Config
@@ -15,6 +16,33 @@ from twillcore.weights import encoded_rows, plane_row_bytes, smallest_format, we
 
 NEAR = 1.03  #: times that count as equal, since the model is not exact
 MOST_HELPED = 0.98  #: of a layer's time, for one core to help the other
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerShape:
+    """What a layer asks of the cores.
+
+    Attributes
+    ----------
+    rows
+        Rows of the GEMM, output pixels of a convolution, of the whole batch.
+    blocks, taps
+        Blocks of input channels per tap, and taps (1 for a linear layer).
+    stride
+        Of the window, within a line.
+    channels
+        Outputs.
+    beats, lut_bits
+        Beats per block on the DSP core (N of N:B), and on the LUT core.
+    """
+
+    rows: int
+    blocks: int
+    channels: int
+    beats: int
+    lut_bits: int
+    taps: int = 1
+    stride: int = 1
 
 
 def lut_block_cycles(
@@ -50,34 +78,24 @@ def _cycles_in_phases(lut_bits: int, stride: int, phases: frozenset[int]) -> flo
     return cycle / blocks
 
 
-def finish_cycles(
-    config: Config,
-    *,
-    rows: int,
-    blocks: int,
-    channels: int,
-    beats: int,
-    lut_bits: int,
-    taps: int = 1,
-    stride: int = 1,
-    lut_channels: int,
-) -> float:
-    """Return the cycles until both cores have computed their channels of ``rows`` rows.
+def finish_cycles(config: Config, layer: LayerShape, lut_channels: int) -> float:
+    """Return the cycles until both cores have computed their channels of all rows.
 
     The model: a core issues one beat per cycle; a tile takes no less time than its drain, which
     makes one column per cycle and serves both cores; the LUT core waits for the reads of the other;
     all weights come over the memory port once; the core that would idle helps the other one.
     """
-    row_tiles = -(-rows // config.lanes)
-    load = taps * blocks * _load_beats(config, channels, lut_channels, beats, lut_bits)
+    beats, lut_bits, stride = layer.beats, layer.lut_bits, layer.stride
+    row_tiles, blocks = -(-layer.rows // config.lanes), layer.taps * layer.blocks
+    load = blocks * _load_beats(config, layer, lut_channels)
 
     def cycles(count: int, columns: int, block_cycles: float) -> float:
         tiles, last = divmod(count, columns)
-        tile = taps * blocks * block_cycles
+        tile = blocks * block_cycles
         widths = [columns] * tiles + [last] * bool(last)
         return sum(max(tile, width) for width in widths)
 
-    mine = channels - lut_channels
+    mine = layer.channels - lut_channels
     dsp = cycles(mine, config.dsp_columns, max(beats, stride))
     if not config.lut_columns:
         return max(row_tiles * dsp, load)
@@ -94,7 +112,7 @@ def finish_cycles(
     elif mine and lut_channels and beside < math.inf:  # else both would not run at once
         extra = cycles(lut_channels, config.dsp_columns, max(config.block, stride))
         times += _helped(row_tiles, lut, dsp, extra)
-    return max(min(times), row_tiles * channels, load)
+    return max(min(times), row_tiles * layer.channels, load)
 
 
 def _helped(rows: int, slow: float, fast: float, extra: float) -> Iterator[float]:
@@ -105,73 +123,47 @@ def _helped(rows: int, slow: float, fast: float, extra: float) -> Iterator[float
             yield max(slow * (rows - some), fast * rows + extra * some) / MOST_HELPED
 
 
-def _load_beats(
-    config: Config, channels: int, lut_channels: int, beats: int, lut_bits: int
-) -> float:
+def _load_beats(config: Config, layer: LayerShape, lut_channels: int) -> float:
     """Return the beats of the memory port for a block of the weights of all channels."""
-    tiles = -(-(channels - lut_channels) // config.dsp_columns)
+    tiles = -(-(layer.channels - lut_channels) // config.dsp_columns)
     many = config.block * 8  # blocks, so that shared header rows count by halves
-    rows = encoded_rows(many * beats, beats, smallest_format(beats, config), config) / many
+    sparsity = smallest_format(layer.beats, config)
+    rows = encoded_rows(many * layer.beats, layer.beats, sparsity, config) / many
     lut_tiles = -(-lut_channels // config.lut_columns) if lut_channels else 0
     size = tiles * rows * weight_row_bytes(config)
-    size += lut_tiles * lut_bits * plane_row_bytes(config)
+    size += lut_tiles * layer.lut_bits * plane_row_bytes(config)
     return size / config.axi_bytes
 
 
-def split_channels(
-    config: Config,
-    *,
-    rows: int,
-    blocks: int,
-    channels: int,
-    beats: int,
-    lut_bits: int,
-    taps: int = 1,
-    stride: int = 1,
-    share: float | None = None,
-) -> int:
+def split_channels(config: Config, layer: LayerShape, share: float | None = None) -> int:
     """Return how many of a layer's last outputs the LUT core takes.
 
     A multiple of ``config.block`` (a word of the output has one writer) or all; 0 without a LUT
-    core. Where ``channels`` is no multiple of it, there is nothing between 0 and all.
+    core. Where the layer's channels are no multiple of it, there is nothing between 0 and all.
 
-    Parameters
-    ----------
-    rows
-        Rows of the GEMM, output pixels of a convolution, of the whole batch.
-    blocks, taps
-        Blocks of input channels per tap, and taps (1 for a linear layer).
-    stride
-        Of the window.
-    channels
-        Outputs.
-    beats, lut_bits
-        Beats per block on the DSP core (N of N:B), and on the LUT core.
-    share
-        Part of the channels that the LUT core takes, 0..1, rounded to blocks; None: as many as let
-        both cores finish together, and of about equally fast divisions the one that uses both best.
+    ``share`` is the part of the channels that the LUT core takes, 0..1, rounded to blocks; None: as
+    many as let both cores finish together, and of about equally fast divisions the one that uses
+    both best.
 
     Raises
     ------
     CompileError
         If ``share`` is out of range, or more than 0 and the LUT core gets no column.
     """
-    block = config.block
+    block, channels = config.block, layer.channels
     choices = [0, channels]
     if channels % block == 0:
         choices = list(range(0, channels + 1, block))
     if share is None:
         if not config.lut_columns:
             return 0
-        shape = {"rows": rows, "blocks": blocks, "channels": channels, "beats": beats,
-                 "lut_bits": lut_bits, "taps": taps, "stride": stride}  # fmt: skip
-        times = {n: finish_cycles(config, **shape, lut_channels=n) for n in choices}
+        times = {n: finish_cycles(config, layer, n) for n in choices}
         least = min(times.values())
         if times[0] == least:
             return 0
 
         def use(count: int) -> float:
-            dsp, lut = (channels - count) * beats, count * lut_bits
+            dsp, lut = (channels - count) * layer.beats, count * layer.lut_bits
             return min(dsp / config.dsp_columns, lut / config.lut_columns) / times[count]
 
         return max((n for n in choices if times[n] <= least * NEAR), key=use)

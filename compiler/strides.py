@@ -21,11 +21,11 @@ from twillcore.compiler.float_graph import (
     Layout,
     float_reads,
 )
-from twillcore.compiler.graph import both_strides
+from twillcore.compiler.graph import both_directions
 from twillcore.compiler.limits import WINDOW_STRIDES
 from twillcore.compiler.shares import NO_SHARES, LutShare, Shares
 from twillcore.compiler.sparsify import window_beats
-from twillcore.compiler.split import finish_cycles, split_channels
+from twillcore.compiler.split import LayerShape, finish_cycles, split_channels
 from twillcore.config import Config
 
 MOST_CHANNELS = 16  # of the folded image, if the convolution could do without
@@ -91,23 +91,23 @@ def _cycles(op: FloatConv, rows: int, config: Config, share: LutShare | None) ->
     """Estimate the cycles of a convolution; a block with stride 2 takes at least two of each."""
     outputs, height, width, channels = op.weight.shape
     beats = window_beats(np.sign(op.weight).astype(np.int8), 1, config.block)
-    shape = {
-        "rows": rows,
-        "blocks": -(-channels // config.block),
-        "channels": outputs,
-        "beats": max(beats, op.stride),
-        "lut_bits": 8 if share is None else max(share.bits, op.stride),
-        "taps": height * width,
-    }
-    lut = 0 if share is None else split_channels(config, **shape, share=share.share)
-    return finish_cycles(config, **shape, lut_channels=lut)
+    shape = LayerShape(
+        rows=rows,
+        blocks=-(-channels // config.block),
+        channels=outputs,
+        beats=max(beats, op.stride),
+        lut_bits=8 if share is None else max(share.bits, op.stride),
+        taps=height * width,
+    )
+    lut = 0 if share is None else split_channels(config, shape, share.share)
+    return finish_cycles(config, shape, lut)
 
 
 def _fold(graph: FloatGraph, op: FloatConv, block: int) -> tuple[FloatConv, FloatTensor, Layout]:
     """Return the convolution on the folded image, that image, and its layout."""
     source, outputs, channels = graph.tensors[op.x], len(op.weight), op.weight.shape[3]
     sizes = op.weight.shape[1:3]
-    strides = both_strides(op.stride)
+    strides = both_directions(op.stride)
     steps = [
         1 if n == 1 and k == 1 else step
         for n, k, step in zip(source.grid, sizes, strides, strict=True)
@@ -155,7 +155,7 @@ def _in_steps(op: FloatConv | FloatMaxPool, tensors: dict[str, FloatTensor]) -> 
     ``tensors`` gets those between the steps.
     """
     final = tensors[op.out]
-    left = both_strides(op.stride)
+    left = both_directions(op.stride)
     pixel = isinstance(op, FloatMaxPool) and (op.kernel, op.padding) == ((1, 1), (0, 0))
     if getattr(op, "residual", None) is not None and _first_step(left, pixel) != left:
         alone = f"{op.out}.alone"

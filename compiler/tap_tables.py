@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from twillcore.compiler.column_tiles import padded
 from twillcore.compiler.errors import CompileError
-from twillcore.compiler.graph import Conv, Linear, MaxPool
+from twillcore.compiler.graph import Conv, Linear, MaxPool, both_directions
 from twillcore.compiler.limits import LARGEST_STRIDE, MOST_TAPS
 from twillcore.compiler.lowering import Lowering, ceil_div
 from twillcore.compiler.pitches import window_strides
@@ -133,10 +133,13 @@ def geometry(low: Lowering, op: Conv | MaxPool) -> Geometry | None:
     x, out = low.tensor(op.x), low.tensor(op.out)
     lanes = low.config.lanes
     kernel = op.weight.shape[1:3] if isinstance(op, Conv) else op.kernel
-    taps = tuple(
-        (i * op.dilation - op.padding[0], j * op.dilation - op.padding[1])
-        for i, j in itertools.product(*map(range, kernel))
-    )
+    distances = [
+        [i * distance - before for i in range(size)]
+        for size, distance, before in zip(
+            kernel, both_directions(op.dilation), op.padding, strict=True
+        )
+    ]
+    taps = tuple(itertools.product(*distances))
     y_stride, stride = window_strides(op.stride, out.grid)
     alone = taps == ((0, 0),)
     if alone and (y_stride, stride) == (1, 1) and x.grid == out.grid and isinstance(op, Conv):

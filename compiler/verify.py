@@ -21,8 +21,9 @@ from twillcore.compiler.graph import (
     Op,
     Softmax,
     Tensor,
-    both_strides,
+    both_directions,
     reads,
+    windows_see_pixels,
     writes,
 )
 from twillcore.compiler.limits import LARGEST_STRIDE, MOST_PIXELS, MOST_TAPS, TAP_REACH
@@ -203,7 +204,7 @@ def _windows(graph: Graph, op: Op) -> Iterator[str]:
     residual = getattr(op, "residual", None)
     if residual is not None and graph.tensors[residual].shape != out.shape:
         yield f"residual must have shape {out.shape}, not {graph.tensors[residual].shape}"
-    strides = both_strides(op.stride)
+    strides, dilations = both_directions(op.stride), both_directions(op.dilation)
     if kernel == (1, 1) and strides == (1, 1):
         return  # no windows
     alone = isinstance(op, MaxPool) and kernel == (1, 1) and op.padding == (0, 0)
@@ -217,15 +218,16 @@ def _windows(graph: Graph, op: Op) -> Iterator[str]:
         yield f"{taps} taps are more than the {most} that a window can have"
     if max(*x.grid, *out.grid) > MOST_PIXELS:
         yield f"a grid of {x.grid} has more than {MOST_PIXELS} pixels in a direction"
-    for name, (low, high), size, before, step, n, m in zip(
-        ("dy", "dx"), TAP_REACH, kernel, op.padding, strides, x.grid, out.grid, strict=True
+    for name, (low, high), size, before, distance in zip(
+        ("dy", "dx"), TAP_REACH, kernel, op.padding, dilations, strict=True
     ):
-        last = (size - 1) * op.dilation - before
+        last = (size - 1) * distance - before
         if -before < low or last > high:
             yield f"taps at {name} {-before}..{last} are too far away"
-        first = (m - 1) * step - before  # pixel of the last window
-        if isinstance(op, MaxPool) and (before >= size * op.dilation or first >= n):
-            yield "every window must contain a pixel of the grid"
+    if isinstance(op, MaxPool) and not windows_see_pixels(
+        x.grid, kernel, out.grid, op.stride, op.padding, op.dilation
+    ):
+        yield "every window must contain a pixel of the grid"
 
 
 def _scales(graph: Graph, op: Op) -> Iterator[str]:

@@ -52,13 +52,14 @@ class Drain(wiring.Component):
     ``look_up``, ``narrow``.
 
     A tile's drain starts in a cycle S with phase :attr:`START_PHASE`, at the earliest
-    :attr:`BEAT_TO_START` cycles after the last beat (``window_cycles`` before which ``tile`` is
-    valid) and as many cycles after the last start as that tile had columns. From then on all is
-    fixed: column c enters the pipeline in cycle ``S + 2 + c`` (the array's ``shift``), residual
-    word j is read in ``S + 4 + j * block`` (in the cycle before if it is narrow), output word j is
-    written in ``S + LATENCY + (j + 1) * block``, row maxima in the cycle of the last word. ``done``
-    marks the last word of an instruction. START_PHASE is such that reads and writes meet their
-    slots. There is no backpressure: ``release`` says from when on a tile may end.
+    :attr:`BEAT_TO_START` cycles after the last beat (``window_cycles`` before which was the step
+    that ``tile`` follows) and as many cycles after the last start as that tile had columns. From
+    then on all is fixed: column c enters the pipeline in cycle ``S + 2 + c`` (the array's
+    ``shift``), residual word j is read in ``S + 4 + j * block`` (in the cycle before if it is
+    narrow), output word j is written in ``S + LATENCY + (j + 1) * block``, row maxima in the cycle
+    of the last word. ``done`` marks the last word of an instruction. START_PHASE is such that reads
+    and writes meet their slots. There is no backpressure: ``release`` says from when on a tile may
+    end.
 
     With a LUT core there are two sources, whose tiles drain one at a time: of two that wait, the
     one whose ``tile`` came first, of two that came in one cycle the DSP core's. A tile of the LUT
@@ -69,7 +70,7 @@ class Drain(wiring.Component):
     -------
     phase : In
     tile : In
-        Strobe with the description of a tile, in the step of its last beat.
+        Strobe with the description of a tile, in the cycle after the step of its last beat.
     release : Out(1)
         The step of the next tile's last beat may be taken from the following cycle on.
     column, shift : In, Out
@@ -209,7 +210,7 @@ class Drain(wiring.Component):
                 m.d.sync += [
                     waiting[n].eq(1),
                     waiting_tile[n].eq(source.tile.payload),
-                    settled.eq(to_start - 3),
+                    settled.eq(to_start - 4),
                 ]
         working = Cat(*waiting, *(source.tile.valid for source in sources), active).any()
         begin, begin_tile = start, start_tile

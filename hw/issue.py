@@ -20,10 +20,11 @@ _IN_FLIGHT = data.StructLayout({"signal": ENGINE_BITS, "index": INDEX_BITS})
 class Issue(wiring.Component):
     """Queue the instructions of one engine, and start each when its tokens have come.
 
-    An instruction taken at ``i`` in cycle t is offered at ``o`` in cycle t + 1 at the earliest; one
-    instruction per cycle can pass. ``i`` is ready while fewer than ``queue_depth`` instructions
-    wait. The head of the queue is offered when, for every engine in its ``wait`` mask, the counter
-    of tokens from that engine is positive; the transfer at ``o`` takes one of each.
+    An instruction taken at ``i`` in cycle t is the head of the queue in cycle t + 1 at the
+    earliest, or in the cycle after the one before it left. It is offered at ``o`` a cycle later at
+    the earliest, and when, for every engine in its ``wait`` mask, the counter of tokens from that
+    engine is positive; the transfer at ``o`` takes one of each. ``i`` is ready while fewer than
+    ``queue_depth`` instructions wait.
 
     ``retire`` ends the oldest instruction in flight: in the same cycle ``give`` has its ``signal``
     mask. A token that arrives (``given``) in cycle t is counted in t + 1, since it comes from the
@@ -78,10 +79,11 @@ class Issue(wiring.Component):
         m.submodules.in_flight = in_flight = Queue(_IN_FLIGHT, IN_FLIGHT)
         ending = in_flight.o.payload
 
+        clear = Signal()  # the head may go: a register, since it decides much far away
         starts = Signal()
         m.d.comb += [
             self.o.payload.eq(head),
-            self.o.valid.eq(self.enable & queue.o.valid & in_flight.i.ready & (self.missing == 0)),
+            self.o.valid.eq(self.enable & clear),
             starts.eq(self.o.valid & self.o.ready),
             queue.o.ready.eq(starts),
             in_flight.i.payload.signal.eq(header.signal),
@@ -92,7 +94,7 @@ class Issue(wiring.Component):
             self.idle.eq(~queue.o.valid & ~in_flight.o.valid),
         ]
         moves = Signal()
-        moved = Signal()  # in the cycle before: oldest_index and the tokens follow
+        moved = Signal()  # in the cycle before: what follows are oldest_index, tokens and clear
         m.d.comb += moves.eq(self.i.valid | starts | self.retire | self.given.any())
         m.d.sync += moved.eq(moves)
         awake_while(m, platform, self.awake, moves | moved)
@@ -103,8 +105,11 @@ class Issue(wiring.Component):
         with m.Else():
             m.d.sync += self.oldest_index.eq(~0)
 
-        arrived = Signal(ENGINE_BITS)
-        m.d.sync += arrived.eq(self.given)
+        arrived, lacks = Signal(ENGINE_BITS), Signal(ENGINE_BITS)
+        m.d.sync += [
+            arrived.eq(self.given),
+            clear.eq(queue.o.valid & in_flight.i.ready & (lacks == 0) & ~starts),
+        ]
         for engine in Engine:
             tokens = Signal(TOKEN_COUNTER_BITS, name=f"tokens_{engine.name.lower()}")
             there = Signal(name=f"there_{engine.name.lower()}")  # tokens != 0
@@ -113,6 +118,7 @@ class Issue(wiring.Component):
             taken = starts & wanted
             full = tokens.all()
             m.d.comb += [
+                lacks[engine].eq(wanted & ~there & ~given),
                 self.missing[engine].eq(queue.o.valid & wanted & ~there),
                 self.overflow[engine].eq(given & ~taken & full),
             ]

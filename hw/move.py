@@ -25,9 +25,9 @@ class MoveEngine(wiring.Component):
     :func:`twillcore.sim.timing_vector.move_end`.
 
     An instruction is accepted when the previous one has retired, or retires in this cycle; it is
-    checked and started in the next cycle. ``error`` follows the acceptance of an illegal
-    instruction by one cycle; that of an access beyond a memory, which is not done, comes with the
-    access. After it the engine accepts nothing until reset. Needs ``config.operand_depth > 0``.
+    checked in the next cycle and started in the one after that. ``error`` follows the acceptance of
+    an illegal instruction by two cycles, and an access beyond a memory, which is not done, by one.
+    After it the engine accepts nothing until reset. Needs ``config.operand_depth > 0``.
 
     Members
     -------
@@ -65,6 +65,7 @@ class MoveEngine(wiring.Component):
         starting = Signal()
         failed = Signal()
         illegal = Signal()
+        failing = Signal()  # from the next cycle on, it has failed
         start = Signal()
         read_violation = Signal()
         write_violation = Signal()
@@ -78,25 +79,27 @@ class MoveEngine(wiring.Component):
                 | ~move.blocks.any()
                 | (~keys & _remainder(move.blocks, tile_words).any())
             ),
-            start.eq(starting & ~illegal & ~failed),
             self.instruction.ready.eq((~busy | self.retire) & ~failed),
             self.activity.eq(Mux(busy, Activity.BUSY, Activity.IDLE)),
-            self.error.valid.eq(
-                ((starting & illegal) | read_violation | write_violation) & ~failed
-            ),
+            failing.eq(((starting & illegal) | read_violation | write_violation) & ~failed),
+        ]
+        m.d.sync += [
+            self.error.valid.eq(failing),
             self.error.cause.eq(
                 Mux(starting & illegal, Cause.ILLEGAL_INSTRUCTION, Cause.ADDRESS_OUT_OF_RANGE)
             ),
             self.error.index.eq(current.index),
         ]
         awake_while(m, platform, self.awake, self.instruction.valid | busy | failed)
-        m.d.sync += starting.eq(0)
+        m.d.sync += [starting.eq(0), start.eq(starting & ~illegal & ~failed)]
         with m.If(self.instruction.valid & self.instruction.ready):
             m.d.sync += [current.eq(self.instruction.payload), busy.eq(1), starting.eq(1)]
         with m.Elif(self.retire):
             m.d.sync += busy.eq(0)
-        with m.If(self.error.valid):  # an instruction that is taken in this cycle does not start
-            m.d.sync += [busy.eq(0), failed.eq(1)]
+        with m.If(failing):  # an instruction that is taken in this cycle does not start
+            m.d.sync += failed.eq(1)
+        with m.If(failed):
+            m.d.sync += busy.eq(0)
 
         # Reading. A run is what shares a column base: a row tile (KEYS) or a column tile (VALUES).
         # KEYS:   run = row tile,    strip = the row tile's blocks, item = word

@@ -77,8 +77,9 @@ class Sequencer(wiring.Component):
     for it.) A step that reads an activation word waits for ``grant``.
 
     Beats, addresses of rows, and ``word`` stand ``window_cycles`` after their step: in the same
-    cycle without windows. An address beyond its memory is not used: it stops the sequencer for
-    good. ``error`` is raised in the cycle after the faulty step or acceptance.
+    cycle without windows. Memories read while the sequencer is active, whether a beat wants that or
+    not. An address beyond its memory is not used: it stops the sequencer for good. ``error`` is
+    raised in the cycle after the faulty step or acceptance.
 
     WINDOW takes ``lanes`` + ``Window.DEFINE_CYCLES`` cycles: in the last of them the next
     instruction is accepted.
@@ -113,7 +114,7 @@ class Sequencer(wiring.Component):
     beat : Out(BEAT)
         In the cycle of the addresses, one before the data.
     tile : Out
-        ``valid`` with the step of the last beat of every tile that is drained.
+        ``valid`` in the cycle after the step of the last beat of every tile that is drained.
     release : In(1)
         From the next cycle on, the last beat of another tile may be issued.
     active : Out(1)
@@ -339,21 +340,30 @@ class Sequencer(wiring.Component):
                 ),
             ]
 
-        def pointer(start, row_step, column_step, name, bits=16, at=beat_now):
+        # Tiles that are drained end several cycles apart, so what belongs to the drain moves on in
+        # the cycle after the end of one. That of an instruction's last tile moves nothing.
+        tile_ended, inner_ended = Signal(), Signal()
+        m.d.sync += [
+            tile_ended.eq(step & beat_now.tile_end & ~accept),
+            inner_ended.eq(beat_now.last_inner),
+        ]
+
+        def pointer(start, row_step, column_step, name, bits=16, at=(tile_ended, inner_ended)):
             """Return a per-tile address and its successor; one bit more shows every overflow.
 
-            It moves on at the end of a tile of the beats, or of the reads (``at``).
+            It moves on at the end of a tile (``at``), perhaps the last one of the inner loop.
             """
+            tile_moves, last_inner = at
             here = Signal(bits + 1, name=name)
             outer = Signal(bits + 1, name=f"{name}_outer")  # in the first tile of the inner loop
             follower = Signal(bits + 1, name=f"{name}_next")
             inner_step, outer_step = inner_outer(row_step, column_step, now.columns_inner)
             m.d.comb += follower.eq(
-                Mux(at.last_inner, outer, here) + Mux(at.last_inner, outer_step, inner_step)
+                Mux(last_inner, outer, here) + Mux(last_inner, outer_step, inner_step)
             )
-            with m.If(step & at.tile_end):
+            with m.If(tile_moves):
                 m.d.sync += here.eq(follower)
-                with m.If(at.last_inner):
+                with m.If(last_inner):
                     m.d.sync += outer.eq(follower)
             with m.If(accept):
                 m.d.sync += [here.eq(start), outer.eq(start)]
@@ -383,7 +393,9 @@ class Sequencer(wiring.Component):
         with m.If(accept):
             m.d.sync += words.eq(offered_words)
 
-        base, next_base = pointer(offered.a, row_stride, now.a_column_stride, "base", at=of_step)
+        base, next_base = pointer(
+            offered.a, row_stride, now.a_column_stride, "base", at=(step & tile_end, last_inner)
+        )
         out, _ = pointer(offered.out, now.out_row_stride, words, "out")
         residual, _ = pointer(offered.residual_address, now.residual_row_stride, words, "residual")
         parameter, _ = pointer(offered.parameter, 0, drained_columns, "parameter")
@@ -417,11 +429,11 @@ class Sequencer(wiring.Component):
             ]
 
         finish = Signal()
-        drained = Signal()  # finish, and no address is out of range
+        finished = Signal()  # in the cycle before
         activation_fault = Signal()
         row_fault = Signal()
         tile_fault = Signal()
-        fault = Signal()
+        fault, faulty = Signal(), Signal()  # in this cycle, in the one before
         # Last addresses from which a whole tile can be written or read.
         last_out, last_residual, last_parameter = (Signal(signed(18)) for _ in range(3))
         out_depth = Mux(offered.wide, config.wide_depth, config.activation_depth)
@@ -455,14 +467,14 @@ class Sequencer(wiring.Component):
                 | (has_beat & row_fault)
                 | (finish & tile_fault)
             ),
-            drained.eq(finish & ~fault),
         ]  # fmt: skip
-        with m.If(drained):
+        m.d.sync += finished.eq(finish)
+        with m.If(finish):
             m.d.sync += occupied.eq(1)
         with m.Elif(self.release):
             m.d.sync += occupied.eq(0)
 
-        beat, weight_read, operand_read = Signal(BEAT), Signal(), Signal()
+        beat = Signal(BEAT)
         row = Signal(16)
         held = Signal()
         m.d.comb += [
@@ -470,8 +482,6 @@ class Sequencer(wiring.Component):
             self.step.eq(step),
             held.eq((step & beat_now.tile_end & now.hold) | defined),
             row.eq(weight),
-            weight_read.eq(has_beat & ~now.operand & ~row_fault),
-            operand_read.eq(has_beat & now.operand & ~row_fault),
             beat.valid.eq(has_beat),
             beat.load.eq(has_beat & beat_now.first_beat),
             beat.block_end.eq(beat_now.block_end),
@@ -480,17 +490,17 @@ class Sequencer(wiring.Component):
             beat.operand.eq(now.operand),
             beat.counted.eq(now.counted | now.operand),
             beat.position.eq(beat_now.position),
-            self.tile.valid.eq(drained),
         ]
         delay = window_cycles(config)
         row = _later(m, row, delay, "row")
+        awake = _later(m, active, delay, "active")
         m.d.comb += [
             self.beat.eq(_later(m, beat, delay, "beat")),
             self.held.eq(_later(m, held, delay, "held")),
             self.weight.address.eq(row),
-            self.weight.enable.eq(_later(m, weight_read, delay, "weight_read")),
+            self.weight.enable.eq(awake),
             self.operand.address.eq(row),
-            self.operand.enable.eq(_later(m, operand_read, delay, "operand_read")),
+            self.operand.enable.eq(awake),
         ]
         if config.tap_depth:
             m.submodules.window = gather = Window(config)
@@ -521,16 +531,21 @@ class Sequencer(wiring.Component):
         else:
             m.d.comb += [
                 self.activation.address.eq(activation),
-                self.activation.enable.eq(self.reads & ~activation_fault),
+                # A port of two cores is for the one that reads.
+                self.activation.enable.eq(self.reads if config.lut_columns else active),
                 self.word.eq(self.activation.data),
             ]
         inner_is_first = Signal()  # the inner loop is in its first round
-        with m.If(step & beat_now.tile_end):
-            m.d.sync += inner_is_first.eq(beat_now.last_inner)
+        with m.If(tile_ended):
+            m.d.sync += inner_is_first.eq(inner_ended)
         with m.If(accept):
             m.d.sync += inner_is_first.eq(1)
-        tile = self.tile.payload
+        tile = Signal(TILE, reset_less=True)
         m.d.comb += [
+            self.tile.payload.eq(tile),
+            self.tile.valid.eq(finished & ~faulty),
+        ]
+        m.d.sync += [
             tile.parameter.eq(parameter),
             tile.lane_scaled.eq(now.lane_scaled),
             tile.lane.eq(lane),
@@ -552,7 +567,7 @@ class Sequencer(wiring.Component):
 
         # A fault is of an older instruction than the one that may be accepted in its cycle. What
         # kind of error it is, is found out from registers: a fault comes late in its cycle.
-        faulty, illegal = Signal(), Signal()
+        illegal = Signal()
         fault_index, accepted_index = Signal(INDEX_BITS), Signal(INDEX_BITS)
         m.d.comb += [
             stopped.eq(was_stopped | faulty | illegal),

@@ -71,8 +71,8 @@ class VectorEngine(wiring.Component):
     checked in the next cycle and started in the one after that. The output may be read by a client
     that starts after ``retire``. Row tiles whose words take fewer frames than
     :data:`SOFTMAX_FRAMES` or :data:`STATISTICS_FRAMES` take that many. ``error`` follows the
-    acceptance of an illegal instruction by one cycle; that of an access beyond a memory, which is
-    not done, comes with the access. After it the engine accepts nothing until reset.
+    acceptance of an illegal instruction by two cycles, and an access beyond a memory, which is not
+    done, by one. After it the engine accepts nothing until reset.
 
     Without norm memory (``config.norm_depth == 0``) LAYER_NORM is illegal and has no hardware.
 
@@ -126,6 +126,7 @@ class VectorEngine(wiring.Component):
         starting = Signal()
         failed = Signal()
         illegal = Signal()
+        failing = Signal()  # from the next cycle on, it has failed
         start = Signal()
         is_softmax, is_norm, is_elementwise = Signal(), Signal(), Signal()
         soft, norm, element = (
@@ -139,7 +140,10 @@ class VectorEngine(wiring.Component):
             is_elementwise.eq(soft.opcode == Opcode.ELEMENTWISE),
             self.instruction.ready.eq((~busy | self.retire) & ~failed),
             self.activity.eq(Mux(busy, Activity.BUSY, Activity.IDLE)),
-            self.error.valid.eq((out_of_range | (starting & illegal)) & ~failed),
+            failing.eq((out_of_range | (starting & illegal)) & ~failed),
+        ]
+        m.d.sync += [
+            self.error.valid.eq(failing),
             self.error.cause.eq(
                 Mux(starting & illegal, Cause.ILLEGAL_INSTRUCTION, Cause.ADDRESS_OUT_OF_RANGE)
             ),
@@ -151,8 +155,10 @@ class VectorEngine(wiring.Component):
             m.d.sync += [current.eq(self.instruction.payload), busy.eq(1), starting.eq(1)]
         with m.Elif(self.retire):
             m.d.sync += busy.eq(0)
-        with m.If(self.error.valid):  # an instruction that is taken in this cycle does not start
-            m.d.sync += [busy.eq(0), failed.eq(1)]
+        with m.If(failing):  # an instruction that is taken in this cycle does not start
+            m.d.sync += failed.eq(1)
+        with m.If(failed):
+            m.d.sync += busy.eq(0)
 
         with m.If(is_softmax):
             m.d.comb += illegal.eq(

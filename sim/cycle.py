@@ -30,6 +30,7 @@ from twillcore.sim.timing_store import StoreTiming
 from twillcore.sim.timing_vector import move_end, next_start, vector_end
 
 Interval = tuple[int, int]  # first and last cycle
+OFFER_CYCLES = 1  # from when an instruction is the head of its queue to when it can be accepted
 TOKEN_CYCLES = 2  # from a retirement to the first cycle in which its tokens can be taken
 
 
@@ -216,7 +217,7 @@ class Timeline:
         head = queue.dispatched[number] + 1
         if number:
             head = max(head, queue.starts[-1] + 1)
-        start = max(head, earliest)
+        start = max(head + OFFER_CYCLES, earliest)
         for giver in givers:
             there, _ = queue.given[giver][len(queue.taken[giver])]
             if there > head:

@@ -25,7 +25,7 @@ from twillcore.compiler.graph import (
     MaxPool,
     Op,
     Softmax,
-    both_strides,
+    both_directions,
     reads,
 )
 from twillcore.image import MASKED_BIAS, ProgramError
@@ -118,8 +118,11 @@ def _taps(graph: Graph, op: Conv | MaxPool, x: Ints, fill: int) -> Iterator[NDAr
     """
     source, target = graph.tensors[op.x].grid, graph.tensors[op.out].grid
     kernel = op.weight.shape[1:3] if isinstance(op, Conv) else op.kernel
-    starts = [[i * op.dilation for i in range(size)] for size in kernel]
-    down, right = both_strides(op.stride)
+    starts = [
+        [i * distance for i in range(size)]
+        for size, distance in zip(kernel, both_directions(op.dilation), strict=True)
+    ]
+    down, right = both_directions(op.stride)
     spans = [(target[0] - 1) * down + 1, (target[1] - 1) * right + 1]
     beyond = [
         max(start[-1] + span - before - size, 0)

@@ -16,10 +16,8 @@ from twillcore.hw.word_reader import WordReader
 from twillcore.isa import Instruction, MoveMode, Opcode
 from twillcore.timing import ActivationSlot
 
-#: Cycles from taking an instruction to the first cycle in which it may read: check, then start
-#: (MOVE does both in one cycle).
+#: Cycles from taking an instruction to the first cycle in which it may read: check, then start.
 START_CYCLES = 3
-MOVE_START_CYCLES = 2
 
 
 def next_in_slot(cycle: int, slot: int) -> int:
@@ -64,6 +62,6 @@ def move_end(instruction: Instruction, start: int, config: Config) -> int:
         words, rows = config.words_per_tile, config.lanes
         items = instruction["blocks"] // words * instruction["row_tiles"]
         frames = words + move.values_pause(config)
-    first = next_in_slot(start + MOVE_START_CYCLES, ActivationSlot.MOVE_READ)
+    first = next_in_slot(start + START_CYCLES, ActivationSlot.MOVE_READ)
     last_read = first + ((items - 1) * frames + words - 1) * FRAME_CYCLES
     return last_read + move.MoveEngine.ROW_LATENCY + rows - 1

@@ -14,8 +14,9 @@ from twillcore.compiler.graph import (
     MaxPool,
     Op,
     Tensor,
-    both_strides,
+    both_directions,
     reads,
+    windows_see_pixels,
 )
 from twillcore.config import PRESETS, Config
 from twillcore.isa import Function
@@ -120,10 +121,11 @@ class _Builder:
                 stride = int(self.rng.choice([1, 1, 1, 2, 2]))
             else:
                 stride = strides[self.pick(0, len(strides) - 1)]
-            dilation = self.pick(1, 2)
-            padding = tuple(self.pick(0, (k - 1) * dilation // 2 + 1) for k in kernel)
-            spans = [(k - 1) * dilation + 1 for k in kernel]
-            steps = both_strides(stride)
+            dilation = self.pick(1, 2), self.pick(1, 3)
+            reach = [(k - 1) * distance for k, distance in zip(kernel, dilation, strict=True)]
+            padding = tuple(self.pick(0, n // 2 + 1) for n in reach)
+            spans = [n + 1 for n in reach]
+            steps = both_directions(stride)
             sizes = zip(self.tensors[x].grid, padding, spans, steps, strict=True)
             grid = tuple((n + 2 * p - s) // t + 1 - self.coin(0.1) for n, p, s, t in sizes)
             if min(grid) >= 1:
@@ -220,8 +222,9 @@ class _Builder:
     def pool(self, strides=None) -> None:
         x = self.find()
         kernel, stride, padding, dilation, grid = self.window(x, strides)
-        if dilation > 1 or any(p >= k for p, k in zip(padding, kernel, strict=True)):
-            return  # a window without a pixel
+        pixels = self.tensors[x].grid
+        if not windows_see_pixels(pixels, kernel, grid, stride, padding, dilation):
+            return
         out = self.tensor(grid, self.tensors[x].channels)
         self.add(MaxPool(f"pool.{len(self.ops)}", x, out, kernel, stride, padding, dilation))
 

@@ -76,7 +76,7 @@ def test_all_convolutions_and_pools_that_do_not_run_are_listed():
         def __init__(self):
             super().__init__()
             self.stem = nn.Conv2d(3, 8, 1)
-            self.c = nn.Conv2d(8, 8, 3, dilation=(1, 2))
+            self.c = nn.Conv2d(8, 8, 3, padding=(1, 130), dilation=(1, 130))
             self.d = nn.Conv2d(8, 8, 12)
             self.e = nn.MaxPool2d(3, 2, ceil_mode=True)
             self.f = nn.AvgPool2d(3, 2, 1, count_include_pad=False)
@@ -99,7 +99,7 @@ def test_all_convolutions_and_pools_that_do_not_run_are_listed():
     text = message(Net(), torch.randn(1, 3, 12, 12), config=IMAGES)
     assert text.startswith("12 unsupported operators:")
     for path, reason in {
-        "c": r"dilations \[1, 2\]: must be the same in both directions",
+        "c": "a window from -130 to 130 pixels: at most -128 to 127",
         "d": "a kernel of 144 taps: at most 128",
         "e": "ceil_mode=True makes windows that reach beyond the padding",
         "f": "must have count_include_pad=True",
@@ -118,6 +118,9 @@ def test_all_convolutions_and_pools_that_do_not_run_are_listed():
 def test_windows_that_reach_too_far():
     far = nn.Sequential(nn.Conv2d(1, 8, 1), nn.Conv2d(8, 8, (1, 3), dilation=100))
     assert "a window from 0 to 200 pixels" in message(far, torch.randn(1, 1, 1, 300), config=IMAGES)
+    strided = nn.Conv2d(1, 8, (1, 3), 3, dilation=(2, 100))  # not folded, as it is dilated
+    text = message(strided, torch.randn(1, 1, 1, 300), config=IMAGES)
+    assert "a window from 0 to 200 pixels" in text
     wide = nn.Sequential(nn.Conv2d(1, 8, 1), nn.Conv2d(8, 8, 3))
     assert "an image of (3, 1100) pixels: at most 1023" in message(
         wide, torch.randn(1, 1, 3, 1100), config=IMAGES

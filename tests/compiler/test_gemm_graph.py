@@ -19,6 +19,8 @@ CONVOLUTIONS = [  # (height, width, inputs, outputs, kernel), options
     ((8, 8, 16, 16, 3), {"groups": 16, "padding": 1}),
     ((7, 7, 12, 24, 3), {"groups": 3, "stride": 2}),
     ((11, 10, 8, 8, 3), {"dilation": 3, "padding": 3}),
+    ((9, 12, 8, 16, (2, 3)), {"dilation": (1, 3), "padding": (0, 2)}),
+    ((12, 9, 8, 16, (3, 1)), {"dilation": (2, 1), "stride": (3, 2)}),
     ((4, 4, 20, 9, 1), {}),
     ((4, 4, 20, 9, 4), {}),
 ]
@@ -108,6 +110,19 @@ def test_a_linear_layer_is_the_same_without_a_lut_core():
                 "8 output channels are not divisible by 3 groups; the kernel of 5 x 5 pixels"
                 " (dilation counted)"
                 " is larger than the padded image of 4 x 4"
+            ),
+        ),
+        (
+            (9, 4, 8, 8, (3, 2)),
+            {"dilation": (2, 4), "stride": (0, 1), "padding": (0, -1)},
+            "stride must be at least 1, not (0, 1); padding must be at least 0, not (0, -1)",
+        ),
+        (
+            (9, 4, 8, 8, (3, 2)),
+            {"dilation": (2, 4)},
+            (
+                "the kernel of 5 x 5 pixels (dilation counted)"
+                " is larger than the padded image of 9 x 4"
             ),
         ),
         ((4, 4, 8, 8, 3), {"lut": LutPart(8, 9)}, "must have 1..8 bits, not 9"),

@@ -74,6 +74,10 @@ FOLDED = {
     "max of no negative": (
         lambda x: functional.max_pool2d(pad(functional.relu(x), (1, 0, 0, 1)), 3, 2), (0, 1),
     ),
+    "dilated max": (
+        lambda x: functional.max_pool2d(pad(functional.relu(x), (2, 0)), (2, 3), 1, 0, (3, 2)),
+        (0, 2),
+    ),
 }  # fmt: skip
 
 
@@ -91,6 +95,10 @@ COMPUTED = {
     ),
     "max of windows of zeros only": (
         lambda x: functional.max_pool2d(pad(functional.relu(x), (3, 0, 3, 0)), 2, 2),
+        [FloatConv, FloatMaxPool],
+    ),
+    "max of windows around the image": (
+        lambda x: functional.max_pool2d(pad(functional.relu(x), (4, 0)), (1, 2), 1, 0, (1, 3)),
         [FloatConv, FloatMaxPool],
     ),
     "function": (

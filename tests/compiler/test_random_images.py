@@ -67,8 +67,14 @@ class Random(nn.Module):
         layers = {
             "convolution": lambda: nn.Conv2d(channels, n, self.pair(1, 3), self.pair(1, 4), 1),
             "dense": lambda: nn.Conv2d(channels, n, self.pair(1, 3), padding=self.pick(0, 1)),
+            "dilated": lambda: nn.Conv2d(
+                channels, n, self.pair(2, 3), self.pair(1, 2), self.pair(0, 2), self.pair(1, 4)
+            ),
             "depthwise": lambda: nn.Conv2d(channels, channels, 3, self.pair(1, 3), groups=channels),
             "max": lambda: nn.MaxPool2d(self.pair(1, 3), self.pair(1, 3)),
+            "dilated max": lambda: nn.MaxPool2d(
+                self.pair(1, 3), self.pick(1, 2), 0, self.pair(1, 3)
+            ),
             "average": lambda: nn.AvgPool2d(2, self.pick(1, 3)),
             "adaptive": lambda: nn.AdaptiveMaxPool2d(
                 int(self.rng.choice([m for m in (1, 2, 3) if not (size[0] % m or size[1] % m)]))

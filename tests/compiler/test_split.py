@@ -1,6 +1,7 @@
 """The division of a layer between the two cores."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 
@@ -8,6 +9,7 @@ from twillcore.compiler.errors import CompileError
 from twillcore.compiler.split import (
     MOST_HELPED,
     NEAR,
+    LayerShape,
     finish_cycles,
     lut_block_cycles,
     split_channels,
@@ -17,27 +19,27 @@ from twillcore.config import PRESETS
 TINY = PRESETS["tiny"]
 DUAL = TINY.replace(lanes=14, dsp_columns=24, operand_depth=0, lut_columns=16,
                     lut_weight_depth=1024)  # fmt: skip
-LAYER = {"rows": 196, "blocks": 32, "channels": 256, "beats": 8, "lut_bits": 4, "taps": 9}
+LAYER = LayerShape(rows=196, blocks=32, channels=256, beats=8, lut_bits=4, taps=9)
 
 
 def test_no_core_no_channels():
-    assert split_channels(TINY, **LAYER) == 0
+    assert split_channels(TINY, LAYER) == 0
 
 
 def test_both_cores_finish_together():
     """24 columns at 8 beats and 16 at 4: 5 and 9 column tiles."""
-    dsp = finish_cycles(DUAL, **LAYER | {"channels": 120}, lut_channels=0)
+    dsp = finish_cycles(DUAL, replace(LAYER, channels=120), 0)
     assert dsp == 14 * 5 * 9 * 32 * 8
-    assert finish_cycles(DUAL, **LAYER, lut_channels=136) == dsp
+    assert finish_cycles(DUAL, LAYER, 136) == dsp
 
 
 def test_a_core_that_would_idle_helps_the_other_one():
     """2 column tiles at 8 beats beside 13 at 4; 9 tiles at 8 for each of the rows that it helps."""
-    best = finish_cycles(DUAL, **LAYER, lut_channels=split_channels(DUAL, **LAYER))
-    assert best < 0.96 * finish_cycles(DUAL, **LAYER, lut_channels=136)
+    best = finish_cycles(DUAL, LAYER, split_channels(DUAL, LAYER))
+    assert best < 0.96 * finish_cycles(DUAL, LAYER, 136)
     rows = next(n for n in range(14) if 13 * 4 * (14 - n) <= 2 * 8 * 14 + 9 * 8 * n)
     expected = min(max(13 * 4 * (14 - n), 2 * 8 * 14 + 9 * 8 * n) for n in (rows - 1, rows))
-    cycles = finish_cycles(DUAL, **LAYER, lut_channels=208)
+    cycles = finish_cycles(DUAL, LAYER, 208)
     assert cycles == pytest.approx(expected * 9 * 32 / MOST_HELPED, rel=0.01)
 
 
@@ -45,18 +47,18 @@ def test_a_core_that_would_idle_helps_the_other_one():
     ("channels", "beats", "bits"), list(itertools.product([8, 64, 200, 512], [2, 4, 8], [2, 4, 8]))
 )
 def test_no_other_division_is_faster(channels, beats, bits):
-    layer = LAYER | {"channels": channels, "beats": beats, "lut_bits": bits}
-    count = split_channels(DUAL, **layer)
+    layer = replace(LAYER, channels=channels, beats=beats, lut_bits=bits)
+    count = split_channels(DUAL, layer)
     assert count % 8 == 0
-    best = finish_cycles(DUAL, **layer, lut_channels=count)
+    best = finish_cycles(DUAL, layer, count)
     for other in range(0, channels + 1, 8):
-        cycles = finish_cycles(DUAL, **layer, lut_channels=other)
+        cycles = finish_cycles(DUAL, layer, other)
         assert cycles > best / NEAR
 
 
 def test_a_core_that_never_gets_a_word_gets_no_channels():
     """With one beat per word the DSP core reads in every cycle."""
-    assert split_channels(DUAL, **LAYER | {"channels": 48, "beats": 1, "lut_bits": 8}) == 0
+    assert split_channels(DUAL, replace(LAYER, channels=48, beats=1, lut_bits=8)) == 0
 
 
 @pytest.mark.parametrize(
@@ -81,12 +83,12 @@ def test_reads_of_the_lut_core_beside_a_core_that_reads_always():
 
 
 def test_a_layer_whose_channels_fill_no_blocks_is_not_divided():
-    assert split_channels(DUAL, **LAYER | {"channels": 1001}) in (0, 1001)
+    assert split_channels(DUAL, replace(LAYER, channels=1001)) in (0, 1001)
 
 
 @pytest.mark.parametrize(("share", "count"), [(0, 0), (0.5, 128), (1, 256), (0.26, 64)])
 def test_a_share_is_kept(share, count):
-    assert split_channels(DUAL, **LAYER, share=share) == count
+    assert split_channels(DUAL, LAYER, share) == count
 
 
 @pytest.mark.parametrize(
@@ -99,4 +101,4 @@ def test_a_share_is_kept(share, count):
 )
 def test_shares_that_cannot_be(config, share, message):
     with pytest.raises(CompileError, match=message):
-        split_channels(config, **LAYER, share=share)
+        split_channels(config, LAYER, share)

@@ -35,11 +35,14 @@ def run(graph, inputs):
     return image, outputs
 
 
-def layer(config, grid, channels, outputs, kernel, stride, padding, batch=2):
+def layer(
+    config, grid, channels, outputs, kernel, stride, padding, batch=2, dilation=(1, 1)
+):  # fmt: skip
     """A convolution (``outputs`` > 0) or a pooling, and its input."""
     rng = np.random.default_rng(sum(grid) + kernel[0] * stride[1])
     size = tuple(
-        (n + 2 * p - k) // s + 1 for n, p, k, s in zip(grid, padding, kernel, stride, strict=True)
+        (n + 2 * p - d * (k - 1) - 1) // s + 1
+        for n, p, k, s, d in zip(grid, padding, kernel, stride, dilation, strict=True)
     )
     n = outputs or channels
     tensors = [
@@ -50,9 +53,9 @@ def layer(config, grid, channels, outputs, kernel, stride, padding, batch=2):
         weight = rng.integers(-128, 128, (n, *kernel, channels)).astype(np.int8)
         drain = {key: np.full(n, value) for key, value in DRAIN.items()}
         bias = rng.integers(-99999, 99999, n)
-        op = Conv("c", "x", "y", weight, stride, padding, 1, 1, 8, bias=bias, **drain)
+        op = Conv("c", "x", "y", weight, stride, padding, dilation, 1, 8, bias=bias, **drain)
     else:
-        op = MaxPool("p", "x", "y", kernel, stride, padding)
+        op = MaxPool("p", "x", "y", kernel, stride, padding, dilation)
     x = rng.integers(-128, 128, tensors[0].shape).astype(np.int8)
     return Graph(config, {t.name: t for t in tensors}, (op,), ("x",), ("y",)), x
 
@@ -68,12 +71,24 @@ def image_of(x, grid):
     ("kernel", "padding"), [((3, 3), (1, 1)), ((1, 1), (0, 0)), ((4, 2), (2, 0))]
 )
 def test_convolutions_equal_those_of_torch(config, stride, kernel, padding):
+    equals_torchs(config, stride, kernel, padding, (1, 1))
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+@pytest.mark.parametrize("stride", [(1, 1), (2, 2), (3, 1)])
+@pytest.mark.parametrize("dilation", [(1, 2), (3, 1), (2, 5)])
+@pytest.mark.parametrize(("kernel", "padding"), [((3, 3), (1, 2)), ((4, 2), (4, 0))])
+def test_dilated_convolutions_equal_those_of_torch(config, stride, kernel, padding, dilation):
+    equals_torchs(config, stride, kernel, padding, dilation)
+
+
+def equals_torchs(config, stride, kernel, padding, dilation):
     grid = (15, 13)
-    graph, x = layer(CONFIGS[config], grid, 11, 19, kernel, stride, padding)
+    graph, x = layer(CONFIGS[config], grid, 11, 19, kernel, stride, padding, dilation=dilation)
     _, outputs = run(graph, {"x": x})
     (op,) = graph.ops
     weight = torch.from_numpy(op.weight.astype(np.float64)).permute(0, 3, 1, 2)
-    sums = functional.conv2d(image_of(x, grid), weight, None, stride, padding)
+    sums = functional.conv2d(image_of(x, grid), weight, None, stride, padding, dilation)
     sums = sums.flatten(2).transpose(1, 2).numpy().astype(np.int64)
     scaled = numerics.scale_accumulator(sums, op.bias, op.multiplier, op.shift)
     np.testing.assert_array_equal(outputs["y"], numerics.narrow(scaled, op.narrow_shift))
@@ -86,11 +101,12 @@ def test_convolutions_equal_those_of_torch(config, stride, kernel, padding):
     [((1, 1), s) for s in [(3, 3), (5, 5), (6, 6), (7, 7), (1, 3), (4, 5), (3, 1), (2, 6), (6, 4)]]
     + [((3, 3), (3, 1)), ((3, 2), (5, 2)), ((2, 3), (1, 2))],
 )
-def test_pools_equal_those_of_torch(config, kernel, stride):
+@pytest.mark.parametrize("dilation", [(1, 1), (2, 3)])
+def test_pools_equal_those_of_torch(config, kernel, stride, dilation):
     grid = (20, 31)
-    graph, x = layer(CONFIGS[config], grid, 13, 0, kernel, stride, (0, 0))
+    graph, x = layer(CONFIGS[config], grid, 13, 0, kernel, stride, (0, 0), dilation=dilation)
     _, outputs = run(graph, {"x": x})
-    expected = functional.max_pool2d(image_of(x, grid), kernel, stride)
+    expected = functional.max_pool2d(image_of(x, grid), kernel, stride, 0, dilation)
     expected = expected.flatten(2).transpose(1, 2).numpy().astype(np.int64)
     np.testing.assert_array_equal(outputs["y"], expected)
 
@@ -151,6 +167,7 @@ LAYERS = {
     "horizontal": nn.Conv2d(8, 12, 3, (1, 2)),
     "both": nn.Conv2d(8, 12, (3, 2), (4, 3)),
     "depthwise": nn.Conv2d(8, 8, 3, 3, groups=8),
+    "dilated": nn.Conv2d(8, 12, 3, 3, dilation=(3, 4)),
     "max": nn.MaxPool2d(3),
     "overlapping max": nn.MaxPool2d(4, 3, 1),
     "uneven max": nn.MaxPool2d((2, 1), (2, 1)),

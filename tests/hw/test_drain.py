@@ -95,7 +95,7 @@ def test_values_and_times(config):
             await ctx.tick()
         ctx.set(dut.table.enable, 0)
 
-        number, occupied = 0, False
+        number, occupied, ended = 0, False, None
         shadow_from = {}  # cycle from which on the shadow is a tile's
         shadow, column = None, 0
         done = 0
@@ -120,9 +120,12 @@ def test_values_and_times(config):
             end = (
                 number < len(tiles) and not occupied and rng.random() < (0.7, 0.1)[number % 20 < 5]
             )
-            ctx.set(dut.tile.valid, bool(end))
+            ctx.set(dut.tile.valid, ended is not None)
+            if ended is not None:
+                ctx.set(dut.tile.payload, ended.fields)
+            ended = None
             if end:
-                ctx.set(dut.tile.payload, tiles[number].fields)
+                ended = tiles[number]  # the drain is told in the cycle after the step
                 shadow_from[cycle + Drain.BEAT_TO_START + 2] = tiles[number]
                 start = max(cycle + Drain.BEAT_TO_START, last_start + columns)
                 last_start = start + (Drain.START_PHASE - start) % 8

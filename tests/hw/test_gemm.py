@@ -277,8 +277,12 @@ def run_engine(config, memories, words, gaps=None, timeout=20_000):
                     data = _unpack(ctx.get(port.data), bits, count)
                     outcome.writes.append((name, address, data))
                 else:
+                    # The sequencer reads in every cycle, also where it takes nothing.
+                    always = name in ("activation", "weight", "operand")
                     windows = name == "activation" and config.tap_depth
-                    assert windows or address < reads[name][0], f"{name} read at {address}"
+                    if not windows and address >= reads[name][0]:
+                        assert always, f"{name} read at {address}"
+                        continue
                     assert name != "wide_read" or cycle % 8 == WideReadSlot.DRAIN_READ
                     assert name != "activation_read" or cycle % 8 == ActivationSlot.DRAIN_READ
                     if windows:

@@ -94,7 +94,7 @@ def test_illegal_instruction(job, config):
     bench = EngineBench(config, np.random.default_rng(0))
     result = bench.run(MoveEngine(config), [move(0), job])
     assert result.error == (Cause.ILLEGAL_INSTRUCTION, 1)
-    assert result.error_cycle == result.starts[1] + 1
+    assert result.error_cycle == result.starts[1] + 2
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 import random
 
 import pytest
+from amaranth.hdl import Const
 
 from twillcore.config import PRESETS
 from twillcore.hw.sequencer import Sequencer
@@ -49,7 +50,7 @@ def run(words, release_after=1, cycles=300):
         ctx.set(dut.admit, 1)
         ctx.set(dut.grant, 1)
         pending = list(enumerate(words))
-        release_in = 0
+        release_in, finished = 0, Const(0)
         for cycle in range(cycles):
             ctx.set(dut.instruction.valid, bool(pending))
             if pending:
@@ -65,13 +66,17 @@ def run(words, release_after=1, cycles=300):
                 port = dut.operand if beat.operand else dut.weight
                 activation = ctx.get(dut.activation.address)
                 beats.append((cycle, (
-                    activation if ctx.get(dut.activation.enable) else None,
+                    activation if ctx.get(dut.reads) else None,
                     ctx.get(port.address) if ctx.get(port.enable) else None,
                     beat.clear, beat.finish, beat.position,
                 )))  # fmt: skip
+            beyond = dut.error.valid & (dut.error.cause == Cause.ADDRESS_OUT_OF_RANGE)
+            assert ctx.get(dut.tile.valid) == ctx.get(finished & ~beyond)
             if ctx.get(dut.tile.valid):
-                assert release_in == 0, "a tile ends while the shadow is occupied"
                 tiles.append(ctx.get(dut.tile.payload))
+            finished = Const(beat.finish)
+            if beat.finish:
+                assert release_in == 0, "a tile ends while the shadow is occupied"
                 release_in = release_after
             if ctx.get(dut.error.valid):
                 errors.append((ctx.get(dut.error.cause), ctx.get(dut.error.index)))
@@ -179,9 +184,13 @@ CASES = [(name, g, Cause.ADDRESS_OUT_OF_RANGE) for name, g in BEYOND.items()] + 
 def test_error(name, operands, cause):
     beats, tiles, errors, accepted = run([GOOD, gemm(**operands).encode(), GOOD], cycles=40)
     assert errors == [(cause, 1)]
-    for _, (activation, row, *_) in beats:
-        assert activation is None or activation < TINY.activation_depth
-        assert row is None or row < max(TINY.weight_depth, TINY.operand_depth)
+    beyond = [
+        cycle
+        for cycle, (activation, row, *_) in beats
+        if (activation or 0) >= TINY.activation_depth
+        or row >= max(TINY.weight_depth, TINY.operand_depth)
+    ]
+    assert beyond in ([], [beats[-1][0]]), "beats go on after a read beyond a memory"
     for tile in tiles:
         assert tile.out < (TINY.wide_depth if tile.wide else TINY.activation_depth)
         assert tile.parameter <= TINY.parameter_depth - COLUMNS

@@ -79,7 +79,7 @@ def test_illegal_instruction(job, config):
     bench = EngineBench(config, np.random.default_rng(0))
     result = bench.run(VectorEngine(config), [elementwise(), job], [3, 2])
     assert result.error == (Cause.ILLEGAL_INSTRUCTION, 1)
-    assert result.error_cycle == result.starts[1] + 1
+    assert result.error_cycle == result.starts[1] + 2
     assert len(result.ends) == 1
 
 

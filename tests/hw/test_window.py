@@ -52,7 +52,7 @@ class Core(wiring.Component):
 def config_of(lanes):
     return PRESETS["tiny"].replace(
         lanes=lanes, dsp_columns=lanes * 8 if lanes < 8 else 56, tap_depth=64, operand_depth=0,
-        activation_depth=DEPTH, axi_data_bits=64 if lanes % 4 == 0 else 32,
+        activation_depth=DEPTH, weight_depth=1024, axi_data_bits=64 if lanes % 4 == 0 else 32,
     )  # fmt: skip
 
 
@@ -85,7 +85,7 @@ class Case:
     height: int
     kernel: tuple[int, int]
     padding: tuple[int, int]
-    dilation: int
+    dilation: tuple[int, int]
     stride: int
     blocks: int
     pitch: int
@@ -115,7 +115,7 @@ class Case:
             pitch = -(-width // unit) * unit
         values = {
             "width": width, "height": height, "kernel": kernel, "padding": padding,
-            "dilation": int(rng.integers(1, 4)), "stride": stride,
+            "dilation": tuple(int(d) for d in rng.integers(1, 4, 2)), "stride": stride,
             "blocks": int(rng.integers(1, 4)), "first_line": int(rng.integers(0, 4)),
             "pitch": pitch, "out_pitch": out_pitch,
             "row_tiles": int(rng.integers(1, 8)), "beats": int(rng.integers(1, 4)),
@@ -129,8 +129,8 @@ class Case:
         for ky in range(self.kernel[0]):
             for kx in range(self.kernel[1]):
                 yield (
-                    ky * self.dilation - self.padding[0],
-                    kx * self.dilation - self.padding[1],
+                    ky * self.dilation[0] - self.padding[0],
+                    kx * self.dilation[1] - self.padding[1],
                 )
 
     @property
@@ -333,7 +333,7 @@ def test_reads_that_are_refused(seed):
 
 
 def test_beats_of_strided_blocks_come_a_step_later_where_reads_may_be_refused():
-    case = Case(4, width=16, height=4, kernel=(3, 3), padding=(1, 1), dilation=1, stride=2,
+    case = Case(4, width=16, height=4, kernel=(3, 3), padding=(1, 1), dilation=(1, 1), stride=2,
                 blocks=2, pitch=16, out_pitch=8, first_line=0, row_tiles=3, beats=3)  # fmt: skip
     for refusable in (False, True):
         (_, start), beats, _ = check(config_of(4), [case], refusable=refusable)
@@ -344,7 +344,7 @@ def test_beats_of_strided_blocks_come_a_step_later_where_reads_may_be_refused():
 
 def test_a_tap_per_cycle():
     """Depthwise convolution: one beat per tap, without a bubble."""
-    case = Case(4, width=10, height=6, kernel=(3, 3), padding=(1, 1), dilation=1, stride=1,
+    case = Case(4, width=10, height=6, kernel=(3, 3), padding=(1, 1), dilation=(1, 1), stride=1,
                 blocks=1, pitch=10, out_pitch=10, first_line=0, row_tiles=5)  # fmt: skip
     (_, start), beats, _ = check(config_of(4), [case])
     first = start + 1 + window_cycles(config_of(4))

@@ -14,6 +14,7 @@ from twillcore.compiler.graph import (
     MatMul,
     MaxPool,
     Tensor,
+    both_directions,
 )
 from twillcore.config import PRESETS
 from twillcore.image import MASKED_BIAS, ProgramError
@@ -132,8 +133,10 @@ def test_every_tensor_is_returned_on_request():
 
 def _conv_graph(rng, grid, kernel, stride, padding, dilation, groups, channels, columns, **changes):
     size = [
-        (n + before + after - dilation * (k - 1) - 1) // stride + 1
-        for n, k, (before, after) in zip(grid, kernel, padding, strict=True)
+        (n + before + after - d * (k - 1) - 1) // stride + 1
+        for n, k, (before, after), d in zip(
+            grid, kernel, padding, both_directions(dilation), strict=True
+        )
     ]
     arguments = {
         "beats": 8,
@@ -160,6 +163,7 @@ CONVOLUTIONS = {
     "asymmetric padding": ((7, 9), (4, 2), 1, ((2, 1), (0, 3)), 1, 1, 3, 5),
     "unused border": ((8, 8), (2, 2), 3, ((0, 0), (0, 0)), 1, 1, 3, 5),
     "dilation": ((9, 9), (3, 3), 1, ((2, 2), (2, 2)), 2, 1, 3, 5),
+    "uneven dilation": ((9, 10), (3, 2), 2, ((2, 2), (0, 1)), (2, 5), 1, 3, 5),
     "depthwise": ((6, 6), (3, 3), 2, ((1, 1), (1, 1)), 1, 6, 6, 6),
     "depth multiplier": ((6, 6), (3, 3), 1, ((1, 1), (1, 1)), 1, 3, 3, 6),
     "groups": ((6, 5), (3, 3), 1, ((1, 1), (1, 1)), 1, 2, 6, 8),

@@ -30,7 +30,7 @@ class Map:
     kernel: tuple[int, int]
     stride: int = 1
     padding: tuple[int, int] = (0, 0)
-    dilation: int = 1
+    dilation: tuple[int, int] = (1, 1)
     out_pitch: int = 0  # 0: as wide as the input's
 
     @property
@@ -39,7 +39,7 @@ class Map:
 
     @property
     def out(self) -> tuple[int, int]:
-        spans = [(size - 1) * self.dilation + 1 for size in self.kernel]
+        spans = [(size - 1) * d + 1 for size, d in zip(self.kernel, self.dilation, strict=True)]
         sizes = zip((self.height, self.width), self.padding, spans, strict=True)
         return tuple((size + 2 * pad - span) // self.stride + 1 for size, pad, span in sizes)
 
@@ -48,7 +48,7 @@ def tap_entries(config: Config, m: Map, words: int) -> np.ndarray:
     """Taps of a map whose row tiles are ``words`` words apart, from the definition of TAP."""
     entries = []
     for i, j in itertools.product(*map(range, m.kernel)):
-        dy, dx = i * m.dilation - m.padding[0], j * m.dilation - m.padding[1]
+        dy, dx = i * m.dilation[0] - m.padding[0], j * m.dilation[1] - m.padding[1]
         first = dy * m.pitch + dx  # pixels from the row tile's first one
         # The second half of the lanes starts in another place of the line, or in the next line.
         half = config.lanes // 2
@@ -167,7 +167,8 @@ MAPS = {
     "narrower than lanes": Map(5, 3, 8, (3, 3), padding=(1, 1)),
     "one pixel wide": Map(9, 1, 8, (3, 3), padding=(1, 1)),
     "no padding": Map(6, 7, 8, (3, 2)),
-    "dilated": Map(9, 8, 8, (3, 3), padding=(2, 2), dilation=2),
+    "dilated": Map(9, 8, 8, (3, 3), padding=(2, 2), dilation=(2, 2)),
+    "dilated in one direction": Map(9, 8, 8, (3, 3), padding=(1, 3), dilation=(1, 3)),
     "more padding than kernel": Map(4, 5, 8, (2, 2), padding=(1, 0)),
     "stride 2": Map(8, 8, 8, (3, 3), stride=2, padding=(1, 1), out_pitch=4),
     "stride 2, half a tile per line": Map(7, 4, 9, (3, 3), stride=2, padding=(1, 1), out_pitch=2),

@@ -104,6 +104,11 @@ def test_wrong_usage_leaves_with_2(call, arguments):
         (("gemm", 8, 8, 8, "--weight-bits", 4), "--weight-bits is for the LUT core"),
         (("gemm", 8, 8, 8, "--core", "lut", "--sparsity", "2:4"), "--sparsity is for the DSP core"),
         (("conv", 4, 4, 8, 8, 3, "--stride", 0), "stride must be at least 1, not 0"),
+        (
+            ("conv", 4, 4, 8, 8, 3, "--dilation", "1,2,3"),
+            "--dilation must be a number or DOWN,RIGHT, as 1,2, not '1,2,3'",
+        ),
+        (("conv", 4, 4, 8, 8, "x"), "K must be a number or DOWN,RIGHT, as 1,2, not 'x'"),
         (("conv", 4, 4, 8, 8, 7, "--padding", 1), "larger than the padded image of 6 x 6"),
         (("conv", 8, 8, 8, 9, 3, "--groups", 2), "9 output channels are not divisible by 2 groups"),
         (("run", "resnet"), "no network 'resnet': there is minilm, resnet18, mobilenetv2, digits"),
@@ -213,6 +218,7 @@ def test_layers_on_either_core(call, both_cores, core, channels, engine):
     [
         ((9, 8, 16, 24, 3), ("--padding", 1, "--sparsity", "2:4")),
         ((9, 8, 12, 16, 3), ("--dilation", 2, "--stride", 2)),
+        ((9, 11, 12, 16, "2,3"), ("--dilation", "1,3", "--stride", "2,1", "--padding", "0,2")),
         ((6, 6, 16, 16, 3), ("--padding", 1, "--groups", 16)),
         ((6, 6, 16, 16, 5), ("--padding", 2, "--groups", 2)),
     ],

@@ -1,5 +1,6 @@
 """``twillcore conv``: one random convolution, memory to memory."""
 
+import math
 from typing import Annotated
 
 import typer
@@ -18,6 +19,7 @@ from twillcore.commands.options import (
     Vcd,
     VcdWindow,
     WeightBits,
+    in_directions,
     waveform,
 )
 
@@ -25,7 +27,10 @@ EXAMPLES = (
     "twillcore conv 56 56 64 64 3 --padding 1",
     "twillcore conv 28 28 128 256 3 --stride 2 --padding 1 --sparsity 2:4 --core both",
     "twillcore conv 14 14 96 96 3 --padding 1 --groups 96 --engine cycle --json",
+    "twillcore conv 28 28 64 64 3,5 --padding 1,4 --dilation 1,2",
 )
+
+DIRECTIONS = "N|DOWN,RIGHT"  # one number for both directions, or one for each
 
 
 def command(
@@ -33,10 +38,18 @@ def command(
     width: Annotated[int, typer.Argument(metavar="W", help="Pixels of a line.")],
     inputs: Annotated[int, typer.Argument(metavar="CIN", help="Input channels.")],
     outputs: Annotated[int, typer.Argument(metavar="COUT", help="Output channels.")],
-    kernel: Annotated[int, typer.Argument(metavar="K", help="The kernel has K x K taps.")],
-    stride: Annotated[int, typer.Option(help="Input pixels per output pixel.")] = 1,
-    padding: Annotated[int, typer.Option(help="Zeros on every side of the input.")] = 0,
-    dilation: Annotated[int, typer.Option(help="Pixels from tap to tap.")] = 1,
+    kernel: Annotated[
+        str, typer.Argument(metavar="K", help="The kernel has K x K taps; DOWN,RIGHT: other sizes.")
+    ],
+    stride: Annotated[
+        str, typer.Option(metavar=DIRECTIONS, help="Input pixels per output pixel.")
+    ] = "1",
+    padding: Annotated[
+        str, typer.Option(metavar=DIRECTIONS, help="Zeros on every side of the input.")
+    ] = "0",
+    dilation: Annotated[
+        str, typer.Option(metavar=DIRECTIONS, help="Pixels from tap to tap.")
+    ] = "1",
     groups: Annotated[int, typer.Option(help="CIN of them: depthwise.")] = 1,
     sparsity: Sparsity = "dense",
     core: Core = CoreName.dsp,
@@ -53,6 +66,7 @@ def command(
     """Convolve a random int8 image of H x W pixels, and check the result bit for bit."""
     from twillcore.commands.layer import beats_of, lut_part, run_layer
     from twillcore.compiler.gemm_graph import check_conv, conv_graph, horizontal_steps
+    from twillcore.compiler.graph import both_directions
     from twillcore.config import load_config
     from twillcore.dram import Dram
 
@@ -60,16 +74,23 @@ def command(
     options = waveform(engine, vcd, vcd_window)
     dram = Dram(latency=memory_latency, beat_cycles=memory_beat_cycles)
     beats = beats_of(sparsity, core, chosen)
-    shape = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
-    pixels = check_conv(height, width, inputs, outputs, kernel, **shape)
-    step, every = horizontal_steps(stride, pixels[1])
+    size = in_directions("K", kernel)
+    shape = {
+        "stride": in_directions("--stride", stride),
+        "padding": in_directions("--padding", padding),
+        "dilation": in_directions("--dilation", dilation),
+        "groups": groups,
+    }
+    pixels = check_conv(height, width, inputs, outputs, size, **shape)
+    step, every = horizontal_steps(both_directions(shape["stride"])[1], pixels[1])
     lut = lut_part(
         core, weight_bits, chosen, outputs=outputs, rows=pixels[0] * pixels[1] * every,
-        blocks=-(-inputs // chosen.block), beats=beats, taps=kernel * kernel, stride=step,
+        blocks=-(-inputs // chosen.block), beats=beats,
+        taps=math.prod(both_directions(size)), stride=step,
     )  # fmt: skip
     run_layer(
         lambda: conv_graph(
-            height, width, inputs, outputs, kernel, chosen, beats, **shape, seed=seed, lut=lut
+            height, width, inputs, outputs, size, chosen, beats, **shape, seed=seed, lut=lut
         ),
         chosen, engine, dram, options, as_json, **shape, sparsity=sparsity, core=core, seed=seed,
     )  # fmt: skip

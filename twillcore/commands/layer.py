@@ -11,7 +11,7 @@ from twillcore.commands.terminal import working
 from twillcore.compiler.gemm_graph import LutPart
 from twillcore.compiler.graph import Graph
 from twillcore.compiler.pipeline import compile_graph
-from twillcore.compiler.split import split_channels
+from twillcore.compiler.split import LayerShape, split_channels
 from twillcore.config import Config
 from twillcore.dram import Dram
 from twillcore.errors import TwillcoreError
@@ -35,7 +35,7 @@ def beats_of(sparsity: str, core: CoreName, config: Config) -> int:
 def lut_part(
     core: CoreName, bits: int | None, config: Config, *, outputs: int, **shape: int
 ) -> LutPart:
-    """Return what the LUT core computes of a layer; ``shape`` is for :func:`split_channels`.
+    """Return what the LUT core computes of a layer; ``shape`` goes into :class:`LayerShape`.
 
     Raises
     ------
@@ -50,7 +50,7 @@ def lut_part(
     part.check(outputs, config)
     if core == CoreName.lut:
         return part
-    channels = split_channels(config, channels=outputs, lut_bits=part.bits, **shape)
+    channels = split_channels(config, LayerShape(channels=outputs, lut_bits=part.bits, **shape))
     if channels in (0, outputs):
         alone = CoreName.dsp if not channels else CoreName.lut
         raise TwillcoreError(

@@ -83,6 +83,21 @@ VcdWindow = Annotated[
 Program = Annotated[Path, typer.Argument(metavar="PROGRAM", help="File that `compile` wrote.")]
 
 
+def in_directions(name: str, text: str) -> int | tuple[int, int]:
+    """Return ``N`` as it is, and ``DOWN,RIGHT`` as (vertical, horizontal) unless both are the same.
+
+    Raises
+    ------
+    TwillcoreError
+        If ``text`` is neither; ``name`` is what it was given for.
+    """
+    match = re.fullmatch(r"(-?\d+)(?:,(-?\d+))?", text)
+    if not match:
+        raise TwillcoreError(f"{name} must be a number or DOWN,RIGHT, as 1,2, not {text!r}")
+    down, right = int(match[1]), int(match[2] or match[1])
+    return down if down == right else (down, right)
+
+
 def waveform(engine: str, vcd: Path | None, window: str | None) -> dict[str, object]:
     """Return what an engine's ``run`` needs to write a waveform.
 
