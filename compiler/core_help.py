@@ -20,6 +20,7 @@ from twillcore.compiler.steps import Space
 from twillcore.compiler.tap_tables import Geometry
 from twillcore.config import Config
 from twillcore.isa import Opcode
+from twillcore.timing import lut_phases
 from twillcore.weights import encoded_rows, plane_row_bytes, smallest_format, weight_row_bytes
 
 
@@ -57,14 +58,16 @@ def divide(low: Lowering, op: Conv | Linear, g: Geometry | None,
     if op.lut_channels:
         word = first // config.block
         helpers[lut_core] = list(dense_runs(dsp_core, weight[first:], word, 0, config, 0))
-    stride = g.stride if g else 1
+    stride, phases = g.stride if g else 1, lut_phases(config)
     beats = next((run.beats for run in runs if run.core == dsp_core), config.block)
 
     def cycles(some: list[Run]) -> float:
         total = 0.0
         for run in some:
             on_lut = run.core == lut_core
-            block = lut_block_cycles(beats, run.beats, stride) if on_lut else max(run.beats, stride)
+            block = max(run.beats, stride)
+            if on_lut:
+                block = lut_block_cycles(beats, run.beats, stride, phases)
             steps = run.values.shape[2] * run.blocks * block
             total += run.tiles * max(steps, run.words * config.block)
         return total * tiles

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from twillcore.compiler.errors import CompileError
-from twillcore.config import Config
+from twillcore.config import FRAME_CYCLES, Config
+from twillcore.timing import lut_phases
 from twillcore.weights import encoded_rows, plane_row_bytes, smallest_format, weight_row_bytes
 
 NEAR = 1.03  #: times that count as equal, since the model is not exact
@@ -44,20 +45,35 @@ class LayerShape:
     stride: int = 1
 
 
-def lut_block_cycles(beats: int, lut_bits: int, stride: int = 1) -> float:
+def lut_block_cycles(
+    beats: int, lut_bits: int, stride: int = 1, phases: frozenset[int] = frozenset()
+) -> float:
     """Return the cycles of the LUT core per block while the DSP core works, infinite if it starves.
 
     The DSP core reads a block's word (two with a stride of 2) in the first of its cycles; a read of
-    the LUT core in the same cycle waits.
+    the LUT core in the same cycle waits. Where it would starve, it reads in ``phases`` of the frame
+    (:func:`twillcore.timing.lut_phases`); elsewhere they save it little, and are left out.
     """
     period = max(beats, stride)
     if period <= stride:
-        return math.inf
+        return _cycles_in_phases(lut_bits, stride, phases) if phases else math.inf
     blocks, cycle = 4 * period, 0
     for _ in range(blocks):
         for _ in range(stride):
             phase = cycle % period
             cycle += 1 + max(stride - phase, 0)
+        cycle += max(lut_bits, stride) - stride
+    return cycle / blocks
+
+
+def _cycles_in_phases(lut_bits: int, stride: int, phases: frozenset[int]) -> float:
+    """Return the cycles of the LUT core per block if it reads in ``phases`` only."""
+    blocks, cycle = 8 * FRAME_CYCLES, 0
+    for _ in range(blocks):
+        for _ in range(stride):
+            while cycle % FRAME_CYCLES not in phases:
+                cycle += 1
+            cycle += 1
         cycle += max(lut_bits, stride) - stride
     return cycle / blocks
 
@@ -83,14 +99,15 @@ def finish_cycles(config: Config, layer: LayerShape, lut_channels: int) -> float
     dsp = cycles(mine, config.dsp_columns, max(beats, stride))
     if not config.lut_columns:
         return max(row_tiles * dsp, load)
-    beside = lut_block_cycles(beats, lut_bits, stride)
+    phases = lut_phases(config)
+    beside = lut_block_cycles(beats, lut_bits, stride, phases)
     lut = cycles(lut_channels, config.lut_columns, beside) if lut_channels else 0.0
     if lut > dsp:  # the rest of it is computed alone
         alone = cycles(lut_channels, config.lut_columns, max(lut_bits, stride))
         lut = dsp + alone * (1 - dsp / lut)
     times = [row_tiles * max(dsp, lut)]
     if mine and lut_channels and dsp > lut:
-        extra = cycles(mine, config.lut_columns, lut_block_cycles(beats, 8, stride))
+        extra = cycles(mine, config.lut_columns, lut_block_cycles(beats, 8, stride, phases))
         times += _helped(row_tiles, dsp, lut, extra)
     elif mine and lut_channels and beside < math.inf:  # else both would not run at once
         extra = cycles(lut_channels, config.dsp_columns, max(config.block, stride))

@@ -28,6 +28,7 @@ from twillcore.hw.two_port_memory import TwoPortMemory
 from twillcore.hw.vector import VectorEngine
 from twillcore.hw.wide_memory import WideMemory
 from twillcore.isa import Cause, Engine
+from twillcore.timing import lut_slots
 
 LANE_ADDRESS_BITS = 10
 _NO_INDEX = (1 << INDEX_BITS) - 1
@@ -234,6 +235,8 @@ class Accelerator(wiring.Component):
                 (load.lut_weight_write, lut_weight.write),
                 (gemm.lut_weight, lut_weight.read),
             ]
+        if lut_slots(config):
+            joints.append((gemm.lut_activation, activation.lut_read))
         if config.tap_depth:
             joints.append((load.tap_write, gemm.tap_write))
         if config.norm_depth:

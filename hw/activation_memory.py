@@ -8,7 +8,7 @@ from twillcore.config import ADDRESS_BITS, FRAME_CYCLES, Config
 from twillcore.hw.layouts import activation_word
 from twillcore.hw.ports import gather_port, read_port, write_port
 from twillcore.hw.select import in_slot
-from twillcore.timing import ActivationSlot
+from twillcore.timing import ActivationSlot, lut_slots
 
 WRITERS = (ActivationSlot.DRAIN_WRITE, ActivationSlot.LOAD_WRITE, ActivationSlot.VECTOR_WRITE)
 READERS = (
@@ -21,24 +21,28 @@ READERS = (
 
 
 class ActivationMemory(wiring.Component):
-    """True dual-port block RAM: one port for the GEMM core, one in slots for everybody else.
+    """True dual-port block RAM: one port for the GEMM cores, one in slots for everybody else.
 
-    The GEMM core reads a word in any cycle. Every other client accesses the shared port in its slot
+    The GEMM cores read a word in any cycle. Every other client accesses the shared port in its slot
     of the frame (:class:`twillcore.timing.ActivationSlot`); outside it, a writer's enable is
     ignored. A reader's is always: in its slot its address is read, whether it wants that or not, so
     that no engine's decision has to reach a memory on the other side of the chip within a cycle.
     Read data stands on a reader's port ``SHARED_READ_CYCLES`` after its slot, for one cycle; on the
-    GEMM core's in the cycle after its enable. A read of the word that is written in the same cycle
-    returns the old word. Address bits beyond the depth are ignored: engines check addresses.
+    GEMM cores' in the cycle after their enable. A read of the word that is written in the same
+    cycle returns the old word. Address bits beyond the depth are ignored: engines check addresses.
 
-    With windows (``tap_depth``), every lane is a memory of its own: the GEMM core gives two
+    With windows (``tap_depth``), every lane is a memory of its own: a GEMM core gives two
     addresses, and which lanes read the second.
+
+    With ``lut_slots``, the LUT core asks by itself, through ``lut_read``. Its reads go through the
+    port of ``gemm_read`` in a cycle without one of these, else through the shared port: both may be
+    enabled at once in these slots only. The engines whose slots they were have no members.
 
     Members
     -------
     slots : In(FRAME_CYCLES)
         Only the bit of the phase is 1.
-    gemm_read : In(gather_port(config))
+    gemm_read, lut_read : In(gather_port(config))
     drain_write, load_write, vector_write : In(write_port(ADDRESS_BITS, activation_word(config)))
     drain_read, move_read, vector_read_a, store_read, vector_read_b :
         In(read_port(ADDRESS_BITS, activation_word(config)))
@@ -49,10 +53,14 @@ class ActivationMemory(wiring.Component):
         word = activation_word(config)
         reads = In(read_port(ADDRESS_BITS, word))
         writes = In(write_port(ADDRESS_BITS, word))
+        self._lut_slots = lut_slots(config)
+        self._writers = [slot for slot in WRITERS if slot not in self._lut_slots]
+        self._readers = [slot for slot in READERS if slot not in self._lut_slots]
         super().__init__(
             {"slots": In(FRAME_CYCLES), "gemm_read": In(gather_port(config))}
-            | {slot.name.lower(): writes for slot in WRITERS}
-            | {slot.name.lower(): reads for slot in READERS}
+            | ({"lut_read": In(gather_port(config))} if self._lut_slots else {})
+            | {slot.name.lower(): writes for slot in self._writers}
+            | {slot.name.lower(): reads for slot in self._readers}
         )
 
     def elaborate(self, platform):
@@ -63,31 +71,38 @@ class ActivationMemory(wiring.Component):
         address = Signal(ADDRESS_BITS)
         written = Signal(activation_word(config))
         write, read = Signal(), Signal()
-        clients = {slot: getattr(self, slot.name.lower()) for slot in ActivationSlot}
+        slots = (*self._writers, *self._readers)
+        clients = {slot: getattr(self, slot.name.lower()) for slot in slots}
         m.d.comb += [
             address.eq(in_slot(self.slots, {s: client.address for s, client in clients.items()})),
-            written.eq(in_slot(self.slots, {s: clients[s].data.as_value() for s in WRITERS})),
-            write.eq(Cat(self.slots[s] & clients[s].enable for s in WRITERS).any()),
-            read.eq(~Cat(self.slots[s] for s in WRITERS).any()),
+            written.eq(in_slot(self.slots, {s: clients[s].data.as_value() for s in self._writers})),
+            write.eq(Cat(self.slots[s] & clients[s].enable for s in self._writers).any()),
+            read.eq(~Cat(self.slots[s] for s in self._writers).any()),
         ]
+
+        beside = Signal()  # the LUT core's word is on the shared port: the other one was not free
+        if self._lut_slots:
+            m.d.sync += beside.eq(self.gemm_read.enable)
 
         if config.tap_depth:
             banks = [(f"lane_{lane}", [lane]) for lane in range(config.lanes)]
         else:
             banks = [("words", range(config.lanes))]
         for name, lanes in banks:
-            gemm = self.gemm_read
-            gemm_address = gemm.address
-            if config.tap_depth:
-                gemm_address = Mux(gemm.uses_second[lanes[0]], gemm.second, gemm.address)
-            self._bank(m, name, lanes, gemm_address, address, written, write, read)
+            self._bank(m, name, lanes, address, written, write, read, beside)
         return m
 
-    def _bank(self, m, name, lanes, gemm_address, address, written, write, read):
+    def _bank(self, m, name, lanes, address, written, write, read, beside):
         """Add the memory of some lanes."""
 
         def part(word):
             return Cat(word[lane].as_value() for lane in lanes)
+
+        def own(port):
+            """Return the address of these lanes."""
+            if not self._config.tap_depth:
+                return port.address
+            return Mux(port.uses_second[lanes[0]], port.second, port.address)
 
         config = self._config
         bits = config.block * 8 * len(lanes)
@@ -97,18 +112,28 @@ class ActivationMemory(wiring.Component):
         gemm = bank.read_port()
         # One address, and never both enables: synthesis makes one read-write port of the two.
         shared_write, shared_read = bank.write_port(), bank.read_port()
+        gemm_address, gemm_enable = own(self.gemm_read), self.gemm_read.enable
+        shared_address = Signal(ADDRESS_BITS, name=f"{name}_address")
+        m.d.comb += shared_address.eq(address)
+        if self._lut_slots:
+            lut = self.lut_read
+            gemm_address = Mux(gemm_enable, gemm_address, own(lut))
+            gemm_enable = gemm_enable | lut.enable
+            with m.If(Cat(self.slots[slot] for slot in self._lut_slots).any()):
+                m.d.comb += shared_address.eq(own(lut))
+            m.d.comb += part(lut.data).eq(Mux(beside, shared_read.data, gemm.data))
         m.d.comb += [
             gemm.addr.eq(gemm_address),
-            gemm.en.eq(self.gemm_read.enable),
+            gemm.en.eq(gemm_enable),
             part(self.gemm_read.data).eq(gemm.data),
-            shared_write.addr.eq(address),
+            shared_write.addr.eq(shared_address),
             shared_write.data.eq(part(written)),
             shared_write.en.eq(write),
-            shared_read.addr.eq(address),
+            shared_read.addr.eq(shared_address),
             shared_read.en.eq(read),
         ]
         read_word = Signal(bits, name=f"{name}_read", reset_less=True)
         m.d.sync += read_word.eq(shared_read.data)
-        for slot in READERS:
+        for slot in self._readers:
             client = getattr(self, slot.name.lower())
             m.d.comb += part(client.data).eq(read_word)

@@ -1,4 +1,4 @@
-"""From rows of the activation memory to the words of windows: one path for both GEMM cores."""
+"""From rows of the activation memory to the words of windows: a path for one core or for both."""
 
 import itertools
 
@@ -15,8 +15,8 @@ from twillcore.hw.ports import gather_port, window_port
 class Gather(wiring.Component):
     """Read two neighbouring words at a time, rotate them, and put padding in.
 
-    A read per cycle, of one core or the other: who asks makes sure that they never do so in the
-    same cycle. ``data`` stands :data:`LATENCY` cycles after ``enable``, on the ports of both cores,
+    A read per cycle, of one core or the other: who asks makes sure that two never do so in the same
+    cycle. ``data`` stands :data:`LATENCY` cycles after ``enable``, on the ports of all cores,
     until that of the next read does. In cycles from ``enable`` on: 1 data of the memory, 2 and 3
     rotated, 4 padded.
 
@@ -27,19 +27,20 @@ class Gather(wiring.Component):
     ----------
     config : Config
         With windows (``tap_depth`` > 0).
+    cores : tuple of "dsp" and "lut"
+        Whom it serves.
 
     Members
     -------
     dsp, lut : In(window_port(config))
-        What the cores ask for. ``lut`` exists with a LUT core only.
+        What the cores ask for; of those in ``cores`` only.
     memory : Out(gather_port(config))
     """
 
     LATENCY = 4
 
-    def __init__(self, config: Config):
-        self._config = config
-        cores = ("dsp", "lut") if config.lut_columns else ("dsp",)
+    def __init__(self, config: Config, cores: tuple[str, ...] = ("dsp",)):
+        self._config, self._cores = config, cores
         super().__init__(
             {core: In(window_port(config)) for core in cores} | {"memory": Out(gather_port(config))}
         )
@@ -49,11 +50,11 @@ class Gather(wiring.Component):
         m = Module()
         config = self._config
         lanes = range(config.lanes)
-        cores = [self.dsp, self.lut] if config.lut_columns else [self.dsp]
+        cores = [getattr(self, core) for core in self._cores]
         ask = {
-            name: getattr(self.dsp, name)
+            name: getattr(cores[0], name)
             if len(cores) == 1
-            else Mux(self.dsp.enable, *(getattr(core, name) for core in cores))
+            else Mux(cores[0].enable, *(getattr(core, name) for core in cores))
             for name in ("address", "second", "uses_second", "rotate", "strided", "low", "inside")
         }
         valid = [Signal(name=f"valid_{n}") for n in range(self.LATENCY)]

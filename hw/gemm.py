@@ -1,6 +1,6 @@
 """The GEMM engines: the DSP core, the LUT core if there is one, and the drain that they share."""
 
-from amaranth.hdl import Module, Mux, Signal, signed
+from amaranth.hdl import Cat, Module, Mux, Signal, signed
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out, connect, flipped
 
@@ -22,6 +22,7 @@ from twillcore.hw.layouts import (
 from twillcore.hw.ports import engine_members, gather_port, read_port, write_port
 from twillcore.hw.window import tap_port
 from twillcore.isa import Engine
+from twillcore.timing import lut_phases, lut_slots
 
 
 class GemmEngine(wiring.Component):
@@ -29,12 +30,15 @@ class GemmEngine(wiring.Component):
 
     The cores work side by side (:class:`twillcore.hw.gemm_core.GemmCore`); they meet at the port of
     the activation memory, where a step of the LUT core waits in a cycle in which one of the DSP
-    core reads, and in the drain. ``sim/timing_gemm.py`` has the timing of a core by itself as a
-    function, ``sim/timing_cores.py`` that of both.
+    core reads (but not in the phases ``lut_phases``, if there are any), and in the drain.
+    ``sim/timing_gemm.py`` has the timing of a core by itself as a function, ``sim/timing_cores.py``
+    that of both.
 
     Members: those of engine GEMM, in ``lut`` those of engine LUT, and the ports of their memories,
     which stand elsewhere. A read port's data is taken in the cycle after its enable. ``lut`` and
-    ``lut_weight`` exist with a LUT core only, ``tap_write`` with windows.
+    ``lut_weight`` exist with a LUT core only, ``tap_write`` with windows. Both cores read through
+    ``activation``; but with ``lut_slots`` the LUT core has ``lut_activation``, and in these slots
+    alone both may be enabled at once.
     """
 
     BEAT_TO_SUM = DspArray.BEAT_TO_SUM
@@ -66,6 +70,8 @@ class GemmEngine(wiring.Component):
                 "lut": Out(wiring.Signature(engine_members())),
                 "lut_weight": Out(read_port(16, plane_row(config))),
             }
+        if lut_slots(config):
+            members["lut_activation"] = Out(gather_port(config))
         super().__init__(members)
         # Of gated machines: twillcore.hw.clocks.
         self.awake, self.drain_awake, self.lut_awake, self.gather_awake = (
@@ -97,15 +103,26 @@ class GemmEngine(wiring.Component):
             awake_while(m, platform, self.lut_awake, lut.awake)
             self._join(m, lut, self.lut, drain.lut)
             connect(m, lut.weight, flipped(self.lut_weight))
-            m.d.comb += lut.grant.eq(~dsp.reads)
+            own = Cat(self.phase == phase for phase in lut_phases(config)).any()
+            m.d.comb += lut.grant.eq(~dsp.reads | own)
         if config.tap_depth:
-            gather = Gather(config)
-            m.submodules.gather = clocked_by(Part.GATHER, gather, platform)
-            awake_while(m, platform, self.gather_awake, gather.awake)
-            connect(m, gather.memory, flipped(self.activation))
-            connect(m, dsp.activation, gather.dsp)
-            if config.lut_columns:
-                connect(m, lut.activation, gather.lut)
+            cores = {"dsp": dsp} | ({"lut": lut} if config.lut_columns else {})
+            paths = {"gather": (cores, self.activation)}
+            if lut_slots(config):
+                paths = {
+                    "gather": ({"dsp": dsp}, self.activation),
+                    "lut_gather": ({"lut": lut}, self.lut_activation),
+                }
+            gathers = []
+            for name, (served, port) in paths.items():
+                gather = Gather(config, tuple(served))
+                m.submodules[name] = clocked_by(Part.GATHER, gather, platform)
+                connect(m, gather.memory, flipped(port))
+                for core, unit in served.items():
+                    connect(m, unit.activation, getattr(gather, core))
+                gathers.append(gather)
+            awake = Cat(gather.awake for gather in gathers).any()
+            awake_while(m, platform, self.gather_awake, awake)
         elif config.lut_columns:
             for name, member in gather_port(config).members.items():
                 port, first, second = (getattr(x, name) for x in (self.activation, *(

@@ -2,10 +2,10 @@
 
 By itself each does what ``sim/timing_gemm.py`` says. They meet in two places:
 
-* A step of the LUT core that reads an activation word waits while the DSP core reads one; with a
-  stride of 2 the last beat of a tile comes with the first read of the next one. So the
-  LUT core's steps follow from the cycles in which the DSP core reads, which the LUT core has no
-  influence on but through the drain.
+* A step of the LUT core that reads an activation word waits while the DSP core reads one, but not
+  in the phases ``lut_phases``, in which it has another port. With a stride of 2 the last beat of a
+  tile comes with the first read of the next one. So the LUT core's steps follow from the cycles in
+  which the DSP core reads, which the LUT core has no influence on but through the drain.
 * The drain takes tiles in the order of their last steps, of two in one cycle the DSP core's first::
 
       S = max(t + to_start, end of the drain before), rounded up to the phase START_PHASE
@@ -35,7 +35,7 @@ from twillcore.sim.timing_gemm import (
     next_drain_start,
     tile_shape,
 )
-from twillcore.timing import window_cycles
+from twillcore.timing import lut_phases, window_cycles
 
 LUT_TO_SUM = 5  # last beat to sums in the accumulators, and a cycle per pair of positions
 LUT_TO_START = 6  # last beat to the earliest start of the drain, and a cycle per pair of positions
@@ -97,6 +97,12 @@ class CoresTiming:
 
     def __init__(self, config: Config) -> None:
         self._config = config
+        phases = lut_phases(config)
+        # Cycles from each phase to the next one of these.
+        self._to_phase = [
+            min(((free - phase) % FRAME_CYCLES for free in phases), default=None)
+            for phase in range(FRAME_CYCLES)
+        ]
         self.cores = {engine: _Core(config, engine) for engine in ENGINES}
         self._dsp, self._lut = self.cores.values()
         self._drain_end = 0
@@ -208,7 +214,14 @@ class CoresTiming:
         return last if lut.hold else max(last, lut.release)
 
     def _free(self, cycle: int) -> int:
-        """Return the first cycle from ``cycle`` on in which the DSP core is not known to read."""
+        """Return the first cycle from ``cycle`` on in which the LUT core is not known to wait.
+
+        It is one of its phases, or the DSP core is not known to read.
+        """
+        wait = self._to_phase[cycle % FRAME_CYCLES]
+        if wait == 0:
+            return cycle
+        own = None if wait is None else cycle + wait
         for first, end, period, reads in self._reads:
             if cycle < first:
                 break
@@ -216,6 +229,8 @@ class CoresTiming:
                 phase = (cycle - first) % period
                 if phase < reads:
                     cycle = end if reads == period else min(cycle + reads - phase, end)
+                    if own is not None and own <= cycle:
+                        return own
         return cycle
 
     def _advance(self, cycle: int) -> None:

@@ -8,12 +8,15 @@ access happens at the end of that cycle, and read data stands on the port's outp
 engines that may be on the other side of the chip.
 
 So the time of an access depends on nothing but the phase, and the cycle model needs no arbiter.
-The GEMM core's own activation read port is dedicated and has no slots.
+The DSP core's own activation read port is dedicated and has no slots. The LUT core reads through it
+when the DSP core does not; in slots of engines that a configuration lacks, it reads through the
+shared port (:func:`lut_slots`), and has its data in the next cycle through either of them.
 """
 
 from enum import IntEnum
 
 from twillcore.config import FRAME_CYCLES, Config
+from twillcore.isa import Engine
 
 #: Cycles from a reader's slot to the cycle in which its data stand on the port.
 SHARED_READ_CYCLES = 2
@@ -30,6 +33,15 @@ class ActivationSlot(IntEnum):
     VECTOR_READ_B = 5
     DRAIN_READ = 6
     MOVE_READ = 7
+
+
+#: The engine of slots that not every configuration needs.
+_OPTIONAL = {
+    ActivationSlot.VECTOR_WRITE: Engine.VECTOR,
+    ActivationSlot.MOVE_READ: Engine.MOVE,
+    ActivationSlot.VECTOR_READ_A: Engine.VECTOR,
+    ActivationSlot.VECTOR_READ_B: Engine.VECTOR,
+}
 
 
 class WideReadSlot(IntEnum):
@@ -60,3 +72,20 @@ def window_cycles(config: Config) -> int:
     in the same phase with and without windows.
     """
     return FRAME_CYCLES if config.tap_depth else 0
+
+
+def lut_slots(config: Config) -> tuple[ActivationSlot, ...]:
+    """Return the slots of the shared port in which the LUT core reads; () if it never does.
+
+    They are those of the vector engine and of MOVE where these are absent. Only windows of stride 2
+    make the DSP core read so often that the LUT core needs them.
+    """
+    if not (config.lut_columns and config.tap_depth) or Engine.VECTOR in config.engines:
+        return ()
+    return tuple(slot for slot, engine in _OPTIONAL.items() if engine not in config.engines)
+
+
+def lut_phases(config: Config) -> frozenset[int]:
+    """Return the phases of steps of the LUT core whose reads come in :func:`lut_slots`."""
+    to_read = window_cycles(config) // 2
+    return frozenset((slot - to_read) % FRAME_CYCLES for slot in lut_slots(config))

@@ -9,7 +9,7 @@ from tests.agree.programs import DATA, Program, random_chain, random_program
 from tests.agree.test_engines import assert_same_outputs, assert_same_time, memory
 from tests.agree.test_errors import stop
 from twillcore.config import PRESETS
-from twillcore.isa import Cause, Memory, Opcode
+from twillcore.isa import ISA, Cause, Memory, Opcode
 from twillcore.sim.cycle import CycleEngine, Timeline
 from twillcore.sim.functional import FunctionalEngine
 from twillcore.sim.rtl import RtlEngine
@@ -22,7 +22,10 @@ WINDOWS = PLAIN.replace(name="cores_windows", tap_depth=32)
 PADDED = WINDOWS.replace(
     name="cores_padded", dsp_columns=24, axi_data_bits=128, operand_depth=0, weight_depth=2048
 )
-CONFIGS = {config.name: config for config in (PLAIN, UNEQUAL, WINDOWS, PADDED)}
+#: The LUT core reads through the shared port in the slots of engines that are not there.
+SLOTS = WINDOWS.replace(name="cores_slots", wide_depth=0, lane_depth=0, norm_depth=0,
+                        operand_depth=0)  # fmt: skip
+CONFIGS = {config.name: config for config in (PLAIN, UNEQUAL, WINDOWS, PADDED, SLOTS)}
 GEMM = {"row_tiles": 1, "column_tiles": 1, "blocks": 1, "beats": 1}
 
 
@@ -60,9 +63,11 @@ def cores(instructions, config=PLAIN):
     program.add(Opcode.LOAD, memory=Memory.ACTIVATION, dram=DATA, count=16, runs=1)
     first = {}
     for opcode, operands in instructions:
-        index = program.add(opcode, **GEMM | operands)
-        if opcode not in first:
-            first[opcode] = index
+        is_gemm = opcode in (Opcode.GEMM, Opcode.LUT_GEMM)
+        index = program.add(opcode, **GEMM | operands if is_gemm else operands)
+        engine = ISA[opcode].engine
+        if engine not in first:
+            first[engine] = index
             program.depend(0, index)
     return program.image()
 
@@ -105,6 +110,30 @@ def test_reads_that_meet(beats, bits):
         assert both.counters["lut"]["blocked"] <= 1
     elif beats == 2:
         assert both.counters["lut"]["blocked"] >= 20
+
+
+@pytest.mark.verilator
+@pytest.mark.parametrize(
+    ("config", "least", "most"),
+    [(WINDOWS, 280, 288), (SLOTS, 56, 72)],
+    ids=["one port", "slots"],
+)
+def test_reads_beside_a_core_that_reads_always(config, least, most):
+    """Two reads in two cycles on the DSP core, two in four on the LUT core, in windows of stride 2.
+
+    With one port the LUT core waits until the other one has finished, for 6 * 24 * 2 cycles; with
+    slots 2, 3, 5 and 7 of the shared port its 48 blocks take 16 / 3 cycles each.
+    """
+    window = {"taps": 8, "stride": 2, "width": 40, "height": 40, "pitch": 8, "tile_y": 1}
+    common = {"windowed": 1, "blocks": 3}
+    result = check(cores([
+        (Opcode.WINDOW, window), (Opcode.LUT_WINDOW, window),
+        (Opcode.GEMM, common | {"beats": 2, "row_tiles": 6}),
+        (Opcode.LUT_GEMM, common | {"beats": 4, "row_tiles": 2}),
+    ], config))  # fmt: skip
+    define = config.lanes + 1
+    assert result.counters["gemm"]["blocked"] == define
+    assert least <= result.counters["lut"]["blocked"] - define <= most
 
 
 @pytest.mark.verilator

@@ -76,6 +76,12 @@ def test_reads_of_the_lut_core_wait_for_those_of_the_other(beats, bits, stride, 
     assert lut_block_cycles(beats, bits, stride) == pytest.approx(cycles, rel=0.05)
 
 
+def test_reads_of_the_lut_core_beside_a_core_that_reads_always():
+    """Three blocks in two frames; two reads in a row, four cycles apart, wait for nothing."""
+    assert lut_block_cycles(2, 4, 2, frozenset({1, 3, 6, 7})) == pytest.approx(16 / 3, rel=0.01)
+    assert lut_block_cycles(2, 4, 2, frozenset({2, 3, 6, 7})) == pytest.approx(4, rel=0.01)
+
+
 def test_a_layer_whose_channels_fill_no_blocks_is_not_divided():
     assert split_channels(DUAL, replace(LAYER, channels=1001)) in (0, 1001)
 

@@ -9,10 +9,18 @@ from twillcore.hw.parameter_memory import ParameterMemory
 from twillcore.hw.two_port_memory import TwoPortMemory
 from twillcore.hw.wide_memory import WideMemory
 from twillcore.sim.bench import simulate
-from twillcore.timing import SHARED_READ_CYCLES, ActivationSlot, WideReadSlot, WideWriteSlot
+from twillcore.timing import (
+    SHARED_READ_CYCLES,
+    ActivationSlot,
+    WideReadSlot,
+    WideWriteSlot,
+    lut_slots,
+)
 
 TINY = PRESETS["tiny"].replace(tap_depth=0)
 WINDOWS = TINY.replace(tap_depth=64)
+SLOTS = WINDOWS.replace(lut_columns=8, lut_weight_depth=256, wide_depth=0, lane_depth=0,
+                        norm_depth=0, operand_depth=0)  # fmt: skip
 WORDS = 8  # addresses in use: few, so that reads meet writes
 
 
@@ -20,8 +28,11 @@ def put_word(ctx, port, word):
     ctx.set(port.data.as_value(), word)
 
 
-async def shared_traffic(ctx, dut, slots_of_readers, slots_of_writers, rng, gemm=None):
-    """Enable clients at random, in their slots and outside, and check reads against a model."""
+async def shared_traffic(ctx, dut, slots_of_readers, slots_of_writers, rng, cores=None, both=()):
+    """Enable clients at random, in their slots and outside, and check reads against a model.
+
+    ``cores`` are the ports of GEMM cores by name; two read at once in the slots ``both`` only.
+    """
     width = len(next(iter(slots_of_writers.values())).data.as_value())
     model = [0] * WORDS
     expected = [{} for _ in range(SHARED_READ_CYCLES + 1)]  # on the ports, in this cycle and later
@@ -42,26 +53,29 @@ async def shared_traffic(ctx, dut, slots_of_readers, slots_of_writers, rng, gemm
             put_word(ctx, port, word)
             if enable and slot == phase:
                 write = address, word
-        if gemm is not None:
+        reads = False
+        for name, core in (cores or {}).items():
             address, enable = rng.randrange(WORDS), rng.random() < 0.7
-            ctx.set(gemm.address, address)
-            ctx.set(gemm.enable, enable)
+            enable &= not reads or phase in both
+            reads |= enable
+            ctx.set(core.address, address)
+            ctx.set(core.enable, enable)
             if enable:
-                expected[1]["gemm"] = model[address]
-            if hasattr(gemm, "second"):
-                second, lanes = rng.randrange(WORDS), rng.getrandbits(len(gemm.uses_second))
-                ctx.set(gemm.second, second)
-                ctx.set(gemm.uses_second, lanes)
+                expected[1][name] = model[address]
+            if hasattr(core, "second"):
+                second, lanes = rng.randrange(WORDS), rng.getrandbits(len(core.uses_second))
+                ctx.set(core.second, second)
+                ctx.set(core.uses_second, lanes)
                 if enable:
-                    bits = width // len(gemm.uses_second)
+                    bits = width // len(core.uses_second)
                     mask = sum(
                         ((1 << bits) - 1) << bits * lane
-                        for lane in range(len(gemm.uses_second))
+                        for lane in range(len(core.uses_second))
                         if lanes >> lane & 1
                     )
-                    expected[1]["gemm"] = model[address] & ~mask | model[second] & mask
+                    expected[1][name] = model[address] & ~mask | model[second] & mask
         for slot, word in expected.pop(0).items():
-            port = gemm if slot == "gemm" else slots_of_readers[slot]
+            port = cores[slot] if slot in (cores or {}) else slots_of_readers[slot]
             assert ctx.get(port.data.as_value()) == word, slot
         expected.append({})
         if write is not None:
@@ -76,7 +90,26 @@ def test_activation_memory_serves_every_client_in_its_slot(config):
     async def testbench(ctx):
         readers = {slot: getattr(dut, slot.name.lower()) for slot in READERS}
         writers = {slot: getattr(dut, slot.name.lower()) for slot in WRITERS}
-        await shared_traffic(ctx, dut, readers, writers, random.Random(1), dut.gemm_read)
+        await shared_traffic(ctx, dut, readers, writers, random.Random(1), {"gemm": dut.gemm_read})
+
+    simulate(dut, testbench)
+
+
+def test_the_lut_core_reads_beside_the_other_one_in_slots_of_absent_engines():
+    slots = lut_slots(SLOTS)
+    assert {slot.name for slot in slots} == {
+        "VECTOR_WRITE", "VECTOR_READ_A", "VECTOR_READ_B", "MOVE_READ"
+    }  # fmt: skip
+    assert lut_slots(SLOTS.replace(tap_depth=0)) == lut_slots(WINDOWS) == ()
+    dut = ActivationMemory(SLOTS)
+
+    async def testbench(ctx):
+        readers, writers = (
+            {slot: getattr(dut, slot.name.lower()) for slot in some if slot not in slots}
+            for some in (READERS, WRITERS)
+        )
+        cores = {"gemm": dut.gemm_read, "lut": dut.lut_read}
+        await shared_traffic(ctx, dut, readers, writers, random.Random(5), cores, slots)
 
     simulate(dut, testbench)
 
