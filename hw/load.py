@@ -4,7 +4,7 @@ from amaranth.hdl import C, Cat, Module, Mux, Signal, signed
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
-from twillcore.config import Config
+from twillcore.config import FRAME_CYCLES, Config
 from twillcore.hw.axi import Burst, ReadId, Response, axi4_read, size_code
 from twillcore.hw.bursts import Bursts
 from twillcore.hw.clocks import awake_while
@@ -431,8 +431,10 @@ class LoadEngine(wiring.Component):
         word_number = Signal.like(number)
         is_word, written, word_written, stalled = (Signal() for _ in range(4))
         assert ActivationSlot.LOAD_WRITE == WideWriteSlot.LOAD_WRITE
+        in_slot = Signal()  # a register, since it decides much in a memory far away
+        m.d.sync += in_slot.eq(self.phase == (ActivationSlot.LOAD_WRITE - 1) % FRAME_CYCLES)
         m.d.comb += [
-            word_written.eq(word_valid & (self.phase == ActivationSlot.LOAD_WRITE)),
+            word_written.eq(word_valid & in_slot),
             is_word.eq(kind.destination.memory <= Memory.WIDE),
             stalled.eq(complete & is_word & word_valid & ~word_written),
             written.eq(complete & ~stalled & ~kind.is_header & kind.in_range),
