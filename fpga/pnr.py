@@ -24,7 +24,7 @@ SPEEDS = (6, 7, 8)
 HARNESS = "harness"
 
 #: The placer heeds timing more than by default (10 and 2): 11 % more MHz for `ecp5-85` as estimated
-#: after placement (docs/results/timing.md). Weights of 120 and 5 are worse again.
+#: after placement (docs/results/fpga_clock.md). Weights of 120 and 5 are worse again.
 PLACER_OPTIONS = ("--placer-heap-timingweight", "40", "--placer-heap-critexp", "4")
 
 #: What nextpnr's cells are called here.
