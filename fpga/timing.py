@@ -36,7 +36,6 @@ from twillcore.hw.sequencer import Sequencer
 from twillcore.hw.softmax import Softmax
 from twillcore.hw.store import StoreEngine
 from twillcore.hw.vector import VectorEngine
-from twillcore.hw.wide_memory import WideMemory
 
 RESULTS = Path("docs/results/timing.md")
 
@@ -61,7 +60,6 @@ COMPONENTS: dict[str, Callable[[Config], Component]] = {
     "drain": Drain,
     "array": DspArray,
     "activation memory": ActivationMemory,
-    "wide memory": WideMemory,
     "gemm": GemmEngine,
     "vector": VectorEngine,
 }
