@@ -1,6 +1,7 @@
 """Which columns for z7020: cycles of ResNet-18 and MobileNet-V2 by the columns of both cores.
 
-The area is that of the preset as measured, and its two arrays' by the column: docs/results/fpga_area.md.
+The area is that of the preset as measured, and its two arrays' by the column:
+docs/results/fpga_area.md.
 """
 
 import tempfile
@@ -68,7 +69,8 @@ def main() -> None:
         "Columns of z7020",
         "14 lanes, 128-bit AXI, memory latency 40, weights of 8 bits on the DSP core and of 4 on"
         " the LUT core; cycles by the cycle model. The area is not measured but for 24 + 16: it is"
-        " that of the preset with the arrays' parts of it by the column (`docs/results/fpga_area.md`).",
+        " that of the preset with the arrays' parts of it by the column"
+        " (`docs/results/fpga_area.md`).",
         table(("columns, DSP + LUT core", *CHIP, "fits XC7Z020", *NETWORKS), rows),
     )
 
