@@ -13,8 +13,8 @@ from twillcore.config import load_config
 
 CHIP = {"LUT": 53_200, "FF": 106_400, "DSP48E1": 220}
 #: Of the preset with 24 and 16 columns, and of a column of the DSP core and of the LUT core.
-PRESET = {"LUT": 45_223, "FF": 83_902, "DSP48E1": 211}
-DSP_COLUMN = {"LUT": 11_173 / 24, "FF": 28_075 / 24, "DSP48E1": 7}
+PRESET = {"LUT": 49_062, "FF": 88_323, "DSP48E1": 211}
+DSP_COLUMN = {"LUT": 11_189 / 24, "FF": 28_112 / 24, "DSP48E1": 7}
 LUT_COLUMN = {"LUT": 16_832 / 16, "FF": 31_817 / 16, "DSP48E1": 0}
 COLUMNS = ((16, 24), (16, 32), (24, 8), (24, 16), (24, 24), (32, 8))
 NETWORKS = {
