@@ -9,13 +9,13 @@ from amaranth.utils import ceil_log2
 
 from twillcore.config import FRAME_CYCLES, Config
 from twillcore.hw.clocks import awake_while
+from twillcore.hw.delay import valid_chain
 from twillcore.hw.dsp_array import PACKING_FAMILIES
 from twillcore.hw.gated_add import chain_add
 from twillcore.hw.layouts import LANE_SCALE, PARAMETER_LAYOUT, activation_word, wide_word
 from twillcore.hw.lut_array import beat_to_shadow
 from twillcore.hw.multiplier import multiply_wide
 from twillcore.hw.ports import PHASE_BITS, read_port, write_port
-from twillcore.hw.round_shift import valid_chain
 from twillcore.hw.sequencer import TILE
 from twillcore.isa import Function
 from twillcore.numerics import TABLE_ENTRIES, TABLE_FRACTION_BITS, TABLE_INPUT_BITS

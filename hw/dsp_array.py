@@ -5,15 +5,16 @@ from typing import NamedTuple
 from amaranth.hdl import Cat, Const, Module, Mux, Signal, signed
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
-from amaranth.utils import ceil_log2
 
 from twillcore.config import Config
 from twillcore.hw.clocks import awake_while
+from twillcore.hw.delay import valid_chain
 from twillcore.hw.gated_add import gated_add
 from twillcore.hw.layouts import activation_word, operand_row, weight_row
 from twillcore.hw.multiplier import multiply
 from twillcore.hw.select import select_value, select_word
 from twillcore.hw.sequencer import BEAT
+from twillcore.hw.unload import unload
 
 #: Families whose multipliers are wide enough (25 x 8) for two lanes.
 PACKING_FAMILIES = ("xc7", "xcup")
@@ -114,24 +115,15 @@ class DspArray(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         config = self._config
-        beat = [self.beat]  # beat[n]: n cycles after its issue
-        for cycle in range(1, 5):
-            stage = Signal(BEAT, name=f"beat_{cycle}")
-            m.d.sync += stage.eq(beat[-1])
-            beat.append(stage)
+        beat = valid_chain(m, self.beat, 4, "beat")  # beat[n]: n cycles after its issue
         control = self._control(m, beat)
         awake_while(m, platform, self.awake, control.working | self.shift)
         held, rows = self._rows(m, beat, control)
 
         oldest = []  # by group: the oldest column of its shadow
-        next_column = Signal(range(config.dsp_columns + 1))  # that leaves the shadow
-        leave = Signal()
-        m.d.comb += leave.eq(self.shift | control.capture)
-        with m.If(control.rewind):
-            m.d.sync += next_column.eq(0)
-        with m.Elif(leave):
-            m.d.sync += next_column.eq(next_column + 1)
-        next_group = next_column[ceil_log2(GROUP) :]
+        leave, next_group = unload(
+            m, self.shift, control.rewind, control.capture, config.dsp_columns, GROUP
+        )
 
         for number in range(config.dsp_columns // GROUP):
             columns = range(number * GROUP, (number + 1) * GROUP)
@@ -175,10 +167,7 @@ class DspArray(wiring.Component):
     def _control(m, beat):
         """Cut beats into windows, and say what to do with them."""
         valid = [stage.valid for stage in beat]
-        for cycle in range(len(valid), 5 + GROUP):
-            later = Signal(name=f"valid_{cycle}")
-            m.d.sync += later.eq(valid[-1])
-            valid.append(later)
+        valid += valid_chain(m, valid[-1], GROUP, "valid")[1:]
         load = [stage.valid & stage.load for stage in beat]
 
         # In cycle 4, since that sees the beats of the three cycles after.
@@ -204,11 +193,7 @@ class DspArray(wiring.Component):
         clear_next = Signal()
         finish_next = Signal()
         m.d.sync += [ended.eq(end), clear_next.eq(holds), finish_next.eq(finish)]
-        firsts = []
-        for stagger in range(GROUP):
-            later = Signal(name=f"first_{5 + stagger}")
-            m.d.sync += later.eq(firsts[-1] if firsts else first)
-            firsts.append(later)
+        firsts = valid_chain(m, first, GROUP, "first")[1:]
 
         pick = Signal()
         column = Signal(range(GROUP))

@@ -5,9 +5,9 @@ from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
 from twillcore.config import Config
+from twillcore.hw.delay import delay, valid_chain
 from twillcore.hw.multiplier import multiply, multiply_wide
 from twillcore.hw.requantize import INPUT_BITS
-from twillcore.hw.round_shift import delay, valid_chain
 from twillcore.isa import ElementwiseOp
 
 

@@ -5,13 +5,14 @@ from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
 from twillcore.config import ADDRESS_BITS, Config
+from twillcore.hw.delay import delay, valid_chain
 from twillcore.hw.layouts import PARAMETER_LAYOUT
 from twillcore.hw.multiplier import multiply, multiply_parts, multiply_wide
 from twillcore.hw.norm_statistics import RIGHT_BITS, SUM_BITS
 from twillcore.hw.ports import read_port
 from twillcore.hw.reciprocal import QUOTIENT_BITS
 from twillcore.hw.requantize import INPUT_BITS
-from twillcore.hw.round_shift import delay, round_shift, round_shift_latency, valid_chain
+from twillcore.hw.round_shift import round_shift, round_shift_latency
 from twillcore.hw.word_reader import WordReader
 from twillcore.numerics import NORM_FRACTION_BITS
 

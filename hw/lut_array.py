@@ -10,10 +10,12 @@ from amaranth.utils import ceil_log2
 
 from twillcore.config import Config
 from twillcore.hw.clocks import awake_while
+from twillcore.hw.delay import delayed
 from twillcore.hw.gated_add import chain_add
 from twillcore.hw.layouts import activation_word, plane_row
 from twillcore.hw.select import select_value
 from twillcore.hw.sequencer import BEAT
+from twillcore.hw.unload import unload
 
 GROUP = 2  # columns that share the adder of their accumulators
 _PLANES = 8  # of the widest weight
@@ -137,23 +139,23 @@ class LutArray(wiring.Component):
                 low, high = held[r][2 * p], held[r][2 * p + 1]
                 both = Signal(signed(9), name=f"both_{r}_{p}", reset_less=True)
                 m.d.sync += both.eq(low + high)
-                delayed = (
-                    _delayed(m, low, p + GROUP, f"low_{r}_{p}")[p + 1 :],
-                    _delayed(m, high, p + GROUP, f"high_{r}_{p}")[p + 1 :],
-                    _delayed(m, both, p + GROUP - 1, f"both_{r}_{p}")[p:],
+                ways = (
+                    delayed(m, low, p + GROUP, name=f"low_{r}_{p}")[p + 1 :],
+                    delayed(m, high, p + GROUP, name=f"high_{r}_{p}")[p + 1 :],
+                    delayed(m, both, p + GROUP - 1, name=f"both_{r}_{p}")[p:],
                 )
-                of_lane.append(list(zip(*delayed, strict=True)))
+                of_lane.append(list(zip(*ways, strict=True)))
             choices.append(of_lane)
         planes = [
             [
-                _delayed(m, row[c][2 * p : 2 * p + 2], 1 + p + c % GROUP, f"plane_{c}_{p}")[-1]
+                delayed(m, row[c][2 * p : 2 * p + 2], 1 + p + c % GROUP, name=f"plane_{c}_{p}")[-1]
                 for p in range(pairs)
             ]
             for c in range(columns)
         ]
         later = [control] + [  # by column of a group: what moves its block sum
             control._replace(**{
-                name: _delayed(m, getattr(control, name), c, f"{name}_later")[-1]
+                name: delayed(m, getattr(control, name), c, name=f"{name}_later")[-1]
                 for name in ("move", "ones", "double", "invert")
             })
             for c in range(1, GROUP)
@@ -285,14 +287,10 @@ class LutArray(wiring.Component):
         """Bring the columns of a tile to ``column``, one after the other."""
         config = self._config
         groups = config.lut_columns // GROUP
-        following = Signal(range(config.lut_columns + 1))  # column that leaves the shadow
-        leave = Signal()
-        m.d.comb += leave.eq(self.shift | control.capture)
-        with m.If(control.rewind):
-            m.d.sync += following.eq(0)
-        with m.Elif(leave):
-            m.d.sync += following.eq(following + 1)
-        group = following[ceil_log2(GROUP) :][: ceil_log2(groups)]
+        leave, following = unload(
+            m, self.shift, control.rewind, control.capture, config.lut_columns, GROUP
+        )
+        group = following[: ceil_log2(groups)]
         turn = Signal(groups)
         m.d.comb += [
             turn[g].eq(control.load | (leave & (group == g))) for g in range(groups)
@@ -312,12 +310,3 @@ class LutArray(wiring.Component):
             chosen = select_value(m, platform, oldest, group, f"oldest_{r}")
             with m.If(leave):
                 m.d.sync += self.column[r].eq(chosen.as_signed())
-
-
-def _delayed(m, value, cycles, name):
-    """Return ``value`` as it was 0 to ``cycles`` cycles ago."""
-    values = [value]
-    for n in range(cycles):
-        values.append(Signal.like(value, name=f"{name}_{n + 1}", reset_less=True))
-        m.d.sync += values[-1].eq(values[-2])
-    return values

@@ -6,9 +6,9 @@ from amaranth.lib.wiring import Out
 
 from twillcore.config import ADDRESS_BITS, FRAME_CYCLES, Config
 from twillcore.hw.clocks import awake_while
+from twillcore.hw.delay import valid_chain
 from twillcore.hw.layouts import ISSUED, activation_word, instruction_layout, operand_row
 from twillcore.hw.ports import Activity, engine_members, read_port, write_port
-from twillcore.hw.round_shift import valid_chain
 from twillcore.isa import Cause, MoveMode, Opcode
 from twillcore.timing import SHARED_READ_CYCLES, ActivationSlot
 

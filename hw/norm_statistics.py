@@ -5,9 +5,9 @@ from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
 from twillcore.config import Config
+from twillcore.hw.delay import delay, valid_chain
 from twillcore.hw.multiplier import multiply
 from twillcore.hw.reciprocal import DIVISOR_BITS, QUOTIENT_BITS, ROOT_BITS, Reciprocal, SquareRoot
-from twillcore.hw.round_shift import delay, valid_chain
 
 SUM_BITS = 28  # signed: 4095 channels of int16
 SQUARES_BITS = 42

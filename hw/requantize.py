@@ -5,7 +5,8 @@ from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
 from twillcore.config import Config
-from twillcore.hw.round_shift import delay, round_shift, round_shift_latency, valid_chain
+from twillcore.hw.delay import delay, valid_chain
+from twillcore.hw.round_shift import round_shift, round_shift_latency
 
 INPUT_BITS = 47  # the product of three int16
 SHIFT_BITS = 6

@@ -10,29 +10,6 @@ def round_shift_latency(shift_bits):
     return 2 if shift_bits <= COARSE + 1 else 4
 
 
-def delay(m, value, cycles, *, enables=None, name="delayed"):
-    """Return ``value`` after ``cycles`` registers; stage k moves when ``enables[k]`` is set.
-
-    For data: the registers have no reset.
-    """
-    for cycle in range(cycles):
-        stage = Signal.like(value, reset_less=True, name=f"{name}_{cycle + 1}")
-        with m.If(enables[cycle] if enables else Const(1)):
-            m.d.sync += stage.eq(value)
-        value = stage
-    return value
-
-
-def valid_chain(m, valid, stages, name):
-    """Return ``[valid, valid one cycle later, ...]``, ``stages + 1`` of them."""
-    chain = [valid]
-    for stage in range(stages):
-        late = Signal(name=f"{name}_{stage + 1}")
-        m.d.sync += late.eq(chain[-1])
-        chain.append(late)
-    return chain
-
-
 def round_shift(m, enables, values, shifts, *, output_bits, name):
     """Shift right, round and saturate: :func:`twillcore.numerics.round_shift`, ``saturate``.
 

@@ -5,6 +5,7 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out, connect, flipped
 
 from twillcore.config import Config
+from twillcore.hw.delay import delay, valid_chain
 from twillcore.hw.layouts import INDEX_BITS, ISSUED, activation_word, instruction_layout
 from twillcore.hw.ports import ERROR, window_port
 from twillcore.hw.window import Window, tap_port
@@ -491,12 +492,12 @@ class Sequencer(wiring.Component):
             beat.counted.eq(now.counted | now.operand),
             beat.position.eq(beat_now.position),
         ]
-        delay = window_cycles(config)
-        row = _later(m, row, delay, "row")
-        awake = _later(m, active, delay, "active")
+        cycles = window_cycles(config)
+        row = delay(m, row, cycles, name="row")
+        awake = valid_chain(m, active, cycles, "active")[-1]
         m.d.comb += [
-            self.beat.eq(_later(m, beat, delay, "beat")),
-            self.held.eq(_later(m, held, delay, "held")),
+            self.beat.eq(valid_chain(m, beat, cycles, "beat")[-1]),
+            self.held.eq(valid_chain(m, held, cycles, "held")[-1]),
             self.weight.address.eq(row),
             self.weight.enable.eq(awake),
             self.operand.address.eq(row),
@@ -632,12 +633,3 @@ def _illegal_window(offered, config):
 def _beyond(address, depth):
     """Return whether a memory of ``depth``, which may be 0, has no such address."""
     return address >= depth if depth else Const(1)
-
-
-def _later(m, value, cycles, name):
-    """Return ``value`` as it was ``cycles`` cycles ago."""
-    for n in range(cycles):
-        later = Signal.like(value, name=f"{name}_{n + 1}")
-        m.d.sync += later.eq(value)
-        value = later
-    return value

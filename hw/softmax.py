@@ -5,10 +5,10 @@ from amaranth.lib import data, memory, wiring
 from amaranth.lib.wiring import In, Out
 
 from twillcore.config import Config
+from twillcore.hw.delay import delay, valid_chain
 from twillcore.hw.layouts import LANE_SCALE
 from twillcore.hw.ports import read_port, write_port
 from twillcore.hw.reciprocal import DIVISOR_BITS, QUOTIENT_BITS
-from twillcore.hw.round_shift import delay, valid_chain
 from twillcore.hw.word_reader import WordReader
 from twillcore.numerics import EXP_TABLE, INT16_MIN
 

@@ -8,9 +8,9 @@ from twillcore.config import Config
 from twillcore.hw.axi import Burst, Response, axi4_write, size_code
 from twillcore.hw.bursts import Bursts
 from twillcore.hw.clocks import awake_while
+from twillcore.hw.delay import valid_chain
 from twillcore.hw.layouts import INDEX_BITS, activation_word, instruction_layout, wide_word
 from twillcore.hw.ports import Activity, engine_members, read_port
-from twillcore.hw.round_shift import valid_chain
 from twillcore.hw.streams import Queue, RegisterSlice
 from twillcore.isa import Cause, Memory, Opcode
 from twillcore.timing import SHARED_READ_CYCLES, ActivationSlot, WideReadSlot

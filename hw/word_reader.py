@@ -5,9 +5,9 @@ from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
 from twillcore.config import ADDRESS_BITS, Config
+from twillcore.hw.delay import valid_chain
 from twillcore.hw.layouts import activation_word, wide_word
 from twillcore.hw.ports import PHASE_BITS, read_port
-from twillcore.hw.round_shift import valid_chain
 from twillcore.timing import SHARED_READ_CYCLES
 
 

@@ -4,7 +4,8 @@ from amaranth.hdl import Module, signed
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
-from twillcore.hw.round_shift import round_shift, round_shift_latency, valid_chain
+from twillcore.hw.delay import valid_chain
+from twillcore.hw.round_shift import round_shift, round_shift_latency
 from twillcore.numerics import round_shift as rounded
 from twillcore.numerics import saturate
 from twillcore.sim.bench import simulate
