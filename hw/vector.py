@@ -1,6 +1,6 @@
 """The vector engine: SOFTMAX, LAYER_NORM and ELEMENTWISE."""
 
-from amaranth.hdl import Cat, Const, Module, Mux, Signal, signed
+from amaranth.hdl import Cat, Module, Mux, Signal, signed
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import Out
 
@@ -135,10 +135,12 @@ class VectorEngine(wiring.Component):
             for opcode in (Opcode.SOFTMAX, Opcode.LAYER_NORM, Opcode.ELEMENTWISE)
         )
         out_of_range = Signal()
-        m.d.comb += [
+        m.d.sync += [  # in time for the start
             is_softmax.eq(soft.opcode == Opcode.SOFTMAX),
             is_norm.eq(soft.opcode == Opcode.LAYER_NORM),
             is_elementwise.eq(soft.opcode == Opcode.ELEMENTWISE),
+        ]
+        m.d.comb += [
             self.instruction.ready.eq((~busy | self.retire) & ~failed),
             self.activity.eq(Mux(busy, Activity.BUSY, Activity.IDLE)),
             failing.eq((out_of_range | (checked & was_illegal)) & ~failed),
@@ -162,22 +164,26 @@ class VectorEngine(wiring.Component):
         with m.If(failed):
             m.d.sync += busy.eq(0)
 
-        with m.If(is_softmax):
-            m.d.comb += illegal.eq(
-                ~soft.row_tiles.any() | ~soft.words.any() | (soft.shift < 23) | ~soft.numerator[-1]
-            )
-        with m.Elif(is_norm & Const(bool(config.norm_depth))):
-            m.d.comb += illegal.eq(
-                ~norm.row_tiles.any()
-                | ~norm.words.any()
-                | ~norm.channels.any()
-                | (norm.channels > norm.words * config.block)
-                | ~(norm.wide | norm.narrow)
-            )
-        with m.Elif(is_elementwise):
-            m.d.comb += illegal.eq(~element.row_tiles.any() | ~element.words.any())
-        with m.Else():
-            m.d.comb += illegal.eq(1)
+        m.d.comb += illegal.eq(1)
+        with m.Switch(soft.opcode):
+            with m.Case(Opcode.SOFTMAX):
+                m.d.comb += illegal.eq(
+                    ~soft.row_tiles.any()
+                    | ~soft.words.any()
+                    | (soft.shift < 23)
+                    | ~soft.numerator[-1]
+                )
+            if config.norm_depth:
+                with m.Case(Opcode.LAYER_NORM):
+                    m.d.comb += illegal.eq(
+                        ~norm.row_tiles.any()
+                        | ~norm.words.any()
+                        | ~norm.channels.any()
+                        | (norm.channels > norm.words * config.block)
+                        | ~(norm.wide | norm.narrow)
+                    )
+            with m.Case(Opcode.ELEMENTWISE):
+                m.d.comb += illegal.eq(~element.row_tiles.any() | ~element.words.any())
 
         # Reading: A is the only reader, the second pass, or the first operand; B is the first pass
         # or the second operand.
