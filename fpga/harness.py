@@ -1,6 +1,6 @@
 """Any component with four pins, to place and route it where it has more ports than the part."""
 
-from amaranth.hdl import Cat, Module, Signal
+from amaranth.hdl import Cat, ClockDomain, ClockSignal, Module, ResetSignal, Signal
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
@@ -12,9 +12,11 @@ class Harness(wiring.Component):
 
     So every path of the component starts and ends in a register, as it would among its neighbours,
     and none can be optimised away. The parity of all outputs, by a pipelined tree, leaves at ``o``.
+    Reset, too, comes from a register.
 
     Members
     -------
+    clk, rst : In(1)
     i, enable : In(1)
         Next input bit, and whether it moves in.
     o : Out(1)
@@ -22,10 +24,14 @@ class Harness(wiring.Component):
 
     def __init__(self, component: wiring.Component):
         self._component = component
-        super().__init__({"i": In(1), "enable": In(1), "o": Out(1)})
+        super().__init__({"clk": In(1), "rst": In(1), "i": In(1), "enable": In(1), "o": Out(1)})
 
     def elaborate(self, platform):
         m = Module()
+        m.domains.sync = ClockDomain(local=True)
+        reset = Signal(init=1, reset_less=True)
+        m.d.sync += reset.eq(self.rst)
+        m.d.comb += [ClockSignal().eq(self.clk), ResetSignal().eq(reset)]
         m.submodules.core = component = self._component
         inputs, outputs = [], []
         for _, member, value in component.signature.flatten(component):

@@ -1,6 +1,18 @@
 """The whole machine: engines, memories and control joined."""
 
-from amaranth.hdl import Cat, Const, Module, Mux, ResetInserter, Signal, signed
+from amaranth.hdl import (
+    Cat,
+    ClockDomain,
+    ClockSignal,
+    Const,
+    DomainRenamer,
+    Module,
+    Mux,
+    ResetInserter,
+    ResetSignal,
+    Signal,
+    signed,
+)  # fmt: skip
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -9,7 +21,7 @@ from twillcore.config import ADDRESS_BITS, Config
 from twillcore.hw.activation_memory import ActivationMemory
 from twillcore.hw.axi import axi4, axi4_read, axi4_write
 from twillcore.hw.axi_lite import axi4_lite
-from twillcore.hw.clocks import Part, awake_while, clocked_by
+from twillcore.hw.clocks import GatedClocks, Part, awake_while, clocked_by
 from twillcore.hw.dispatch import Dispatch
 from twillcore.hw.fetch import Fetch
 from twillcore.hw.gemm import GemmEngine
@@ -82,8 +94,14 @@ class Accelerator(wiring.Component):
         start, reset_wanted = (
             bank.control[field.offset] for field in registers.REGISTERS["CONTROL"].fields
         )
-        reset = Signal()  # a register, as it goes to every corner of the chip
+        # Only the host's registers outlive a reset by command. A domain of its own has the machine
+        # hang on one reset, and that on a register: it goes to every corner of the chip.
+        reset = Signal(init=1)
+        m.domains.machine = ClockDomain(local=True)
         m.d.sync += reset.eq(reset_wanted)
+        m.d.comb += [ClockSignal("machine").eq(ClockSignal()), ResetSignal("machine").eq(reset)]
+        if isinstance(platform, GatedClocks):
+            m.d.comb += [ResetSignal(part.domain).eq(reset) for part in Part]
 
         control = RunControl(present)
         engines = {
@@ -98,23 +116,21 @@ class Accelerator(wiring.Component):
         fetch, dispatch = Fetch(self.config), Dispatch(self.config)
         read_port = ReadPort(self.config)
 
-        # Only the host's registers outlive a reset by command.
         for name, component in (
             ("control", control),
             ("fetch", fetch),
             ("read_port", read_port),
+            ("dispatch", ResetInserter(control.begin)(dispatch)),
         ):
-            m.submodules[name] = ResetInserter(reset)(component)
+            _add(m, name, component)
         for engine, unit in components.items():
-            inner = (Part.DRAIN, Part.LUT, Part.GATHER)  # of GEMM
-            unit = ResetInserter({"sync": reset} | {part.domain: reset for part in inner})(unit)
-            m.submodules[engine.name.lower()] = clocked_by(Part[engine.name], unit, platform)
+            unit = clocked_by(Part[engine.name], unit, platform, otherwise="machine")
+            m.submodules[engine.name.lower()] = unit
         for engine, issue in issues.items():
-            # Tokens that one program leaves behind are not the next one's, nor is its HALT.
-            fresh = ResetInserter(reset | control.begin)(issue)
-            fresh = clocked_by(Part.ISSUE, fresh, platform)
+            # Tokens that one program leaves behind are not the next one's, nor is its HALT, above.
+            fresh = ResetInserter(control.begin)(issue)
+            fresh = clocked_by(Part.ISSUE, fresh, platform, otherwise="machine")
             m.submodules[f"{engine.name.lower()}_issue"] = fresh
-        m.submodules.dispatch = ResetInserter(reset | control.begin)(dispatch)
 
         m.d.comb += [
             control.start.eq(start),
@@ -180,12 +196,12 @@ class Accelerator(wiring.Component):
         load, store, gemm = (engines[e] for e in (Engine.LOAD, Engine.STORE, Engine.GEMM))
         vector, move = (engines.get(e) for e in (Engine.VECTOR, Engine.MOVE))
 
-        m.submodules.activation_memory = activation = ActivationMemory(config)
-        m.submodules.weight_memory = weight = TwoPortMemory(
-            ADDRESS_BITS, weight_row(config), config.weight_depth
+        activation = _add(m, "activation_memory", ActivationMemory(config))
+        weight = _add(
+            m, "weight_memory", TwoPortMemory(ADDRESS_BITS, weight_row(config), config.weight_depth)
         )
-        m.submodules.parameter_memory = parameter = ParameterMemory(
-            config.parameter_depth, config.entries_per_beat
+        parameter = _add(
+            m, "parameter_memory", ParameterMemory(config.parameter_depth, config.entries_per_beat)
         )
         m.d.comb += activation.slots.eq(control.slots)
 
@@ -203,12 +219,20 @@ class Accelerator(wiring.Component):
         if config.function_table:
             joints.append((load.table_write, gemm.table))
         if vector is not None:
-            m.submodules.wide_memory = wide = WideMemory(config)
-            m.submodules.row_maximum_memory = row_maximum = TwoPortMemory(
-                LANE_ADDRESS_BITS, data.ArrayLayout(signed(16), config.lanes), config.lane_depth
+            wide = _add(m, "wide_memory", WideMemory(config))
+            row_maximum = _add(
+                m,
+                "row_maximum_memory",
+                TwoPortMemory(
+                    LANE_ADDRESS_BITS, data.ArrayLayout(signed(16), config.lanes), config.lane_depth
+                ),
             )
-            m.submodules.lane_scale_memory = lane_scale = TwoPortMemory(
-                LANE_ADDRESS_BITS, data.ArrayLayout(LANE_SCALE, config.lanes), config.lane_depth
+            lane_scale = _add(
+                m,
+                "lane_scale_memory",
+                TwoPortMemory(
+                    LANE_ADDRESS_BITS, data.ArrayLayout(LANE_SCALE, config.lanes), config.lane_depth
+                ),
             )
             m.d.comb += wide.slots.eq(control.slots)
             joints += [
@@ -228,8 +252,10 @@ class Accelerator(wiring.Component):
                 (gemm.lane_scale, lane_scale.read),
             ]
         if config.lut_columns:
-            m.submodules.lut_weight_memory = lut_weight = TwoPortMemory(
-                ADDRESS_BITS, plane_row(config), config.lut_weight_depth
+            lut_weight = _add(
+                m,
+                "lut_weight_memory",
+                TwoPortMemory(ADDRESS_BITS, plane_row(config), config.lut_weight_depth),
             )
             joints += [
                 (load.lut_weight_write, lut_weight.write),
@@ -241,14 +267,18 @@ class Accelerator(wiring.Component):
             joints.append((load.tap_write, gemm.tap_write))
         if config.norm_depth:
             norm = ParameterMemory(config.norm_depth, config.entries_per_beat)
-            m.submodules.norm_memory = norm
+            _add(m, "norm_memory", norm)
             joints += [(load.norm_write, norm.write), (vector.norm, norm.read)]
         if move is not None:
-            m.submodules.operand_memory = operand = TwoPortMemory(
-                ADDRESS_BITS,
-                operand_row(config),
-                config.operand_depth,
-                enable_bits=config.dsp_columns // config.lanes,
+            operand = _add(
+                m,
+                "operand_memory",
+                TwoPortMemory(
+                    ADDRESS_BITS,
+                    operand_row(config),
+                    config.operand_depth,
+                    enable_bits=config.dsp_columns // config.lanes,
+                ),
             )
             joints += [
                 (move.activation_read, activation.move_read),
@@ -279,7 +309,7 @@ class Accelerator(wiring.Component):
             older = issue.oldest_index < index
             oldest = Signal(INDEX_BITS, name=f"oldest_to_{name}")
             oldest_engine = Signal(ENGINE_NUMBER_BITS, name=f"oldest_engine_to_{name}")
-            m.d.sync += [
+            m.d.machine += [
                 oldest.eq(Mux(older, issue.oldest_index, index)),
                 oldest_engine.eq(Mux(older, engine, number)),
             ]
@@ -287,7 +317,7 @@ class Accelerator(wiring.Component):
         bus = self.m_axi
         works = [unit.retire | (unit.activity == Activity.BUSY) for unit in engines.values()]
         m.d.comb += [control.oldest_index.eq(index), control.oldest_engine.eq(number)]
-        m.d.sync += control.progress.eq(
+        m.d.machine += control.progress.eq(
             Cat(works, bus.rvalid & bus.rready, bus.wvalid & bus.wready).any()
         )
 
@@ -300,9 +330,9 @@ class Accelerator(wiring.Component):
             count = Signal.like(beats)
             m.d.comb += beats.eq(count)
             with m.If(control.begin):
-                m.d.sync += count.eq(0)
+                m.d.machine += count.eq(0)
             with m.Elif(control.running & moves):
-                m.d.sync += count.eq(count + 1)
+                m.d.machine += count.eq(count + 1)
 
         m.d.comb += [
             bank.status.eq(Cat(~control.running, control.done, control.error)),
@@ -315,8 +345,7 @@ class Accelerator(wiring.Component):
         ]
         for engine, unit in engines.items():
             name = engine.name.lower()
-            counters = PerformanceCounters()
-            m.submodules[f"{name}_counters"] = counters
+            counters = _add(m, f"{name}_counters", PerformanceCounters())
             m.d.comb += [
                 counters.clear.eq(control.begin),
                 counters.enable.eq(control.running),
@@ -326,3 +355,9 @@ class Accelerator(wiring.Component):
             for counter in registers.Counter:
                 value = getattr(counters, counter.name.lower())
                 m.d.comb += getattr(bank, f"{name}_{counter.name.lower()}").eq(value)
+
+
+def _add(m, name, component):
+    """Make ``component`` a part of the machine; return it."""
+    m.submodules[name] = DomainRenamer("machine")(component)
+    return component

@@ -38,9 +38,10 @@ class GatedClocks:
     """What a gated machine is elaborated for: stands in the place of an Amaranth platform."""
 
 
-def clocked_by(part: Part, component, platform):
-    """Return ``component``, with the clock of ``part`` for its own in a gated machine."""
-    return DomainRenamer(part.domain)(component) if isinstance(platform, GatedClocks) else component
+def clocked_by(part: Part, component, platform, otherwise="sync"):
+    """Return ``component`` in the domain of ``part`` in a gated machine, else in ``otherwise``."""
+    domain = part.domain if isinstance(platform, GatedClocks) else otherwise
+    return DomainRenamer(domain)(component)
 
 
 def awake_while(m, platform, awake, condition) -> None:

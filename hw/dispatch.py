@@ -9,6 +9,8 @@ from twillcore.hw.layouts import ISSUED, instruction_layout
 from twillcore.hw.ports import ERROR
 from twillcore.isa import ENGINE_BITS, ISA, Cause, Engine, Opcode
 
+_CHECKS = 4  # parts of a word that are looked at by themselves
+
 
 class Dispatch(wiring.Component):
     """Route instructions to the queues of their engines, in program order.
@@ -54,28 +56,32 @@ class Dispatch(wiring.Component):
         m = Module()
         absent = (1 << ENGINE_BITS) - 1 - sum(1 << engine for engine in self._engines)
 
-        # What the word at `i` is.
+        # What the word at `i` is. That it is illegal is put together in the cycle after.
         target = Signal(len(Engine))  # one bit at most
-        is_halt, illegal = Signal(), Signal(init=1)
+        is_halt = Signal()
+        wrong = Signal(_CHECKS, init=1)
         header = data.View(instruction_layout(Opcode.HALT), self.i.p.word)
         with m.Switch(header.opcode):
             for opcode in self._opcodes:
                 word = data.View(instruction_layout(opcode), self.i.p.word)
-                wrong = word.reserved.any()
+                bits = word.reserved
+                parts = [bits[n::_CHECKS].any() for n in range(_CHECKS)]
                 with m.Case(opcode):
                     if ISA[opcode].engine is None:
                         m.d.comb += is_halt.eq(1)
                     else:
-                        wrong |= ((word.wait | word.signal) & absent).any()
+                        parts[0] |= ((word.wait | word.signal) & absent).any()
                         m.d.comb += target.eq(1 << ISA[opcode].engine)
-                    m.d.comb += illegal.eq(wrong)
+                    m.d.comb += wrong.eq(Cat(parts))
 
         held = Signal(ISSUED, reset_less=True)
         held_target = Signal.like(target)
         held_halt, held_illegal = Signal(), Signal()
+        held_wrong = Signal.like(wrong, init=0)
         outputs = {engine: self.output(engine) for engine in self._engines}
         leaves, free = Signal(), Signal()
         m.d.comb += [
+            held_illegal.eq(held_wrong.any()),
             leaves.eq(Cat(held_target[engine] & o.ready for engine, o in outputs.items()).any()),
             free.eq(~held_halt & ~held_illegal & (~held_target.any() | (self.enable & leaves))),
             self.i.ready.eq(free),
@@ -83,18 +89,17 @@ class Dispatch(wiring.Component):
         with m.If(free):
             m.d.sync += [
                 held.eq(self.i.payload),
-                # an illegal instruction has no target
-                held_target.eq(Mux(self.i.valid & ~illegal, target, 0)),
-                held_halt.eq(self.i.valid & ~illegal & is_halt),
-                held_illegal.eq(self.i.valid & illegal),
+                held_target.eq(Mux(self.i.valid, target, 0)),
+                held_halt.eq(self.i.valid & is_halt),
+                held_wrong.eq(Mux(self.i.valid, wrong, 0)),
             ]
         for engine, o in outputs.items():
             m.d.comb += [
                 o.payload.eq(held),
-                o.valid.eq(self.enable & held_target[engine]),
+                o.valid.eq(self.enable & held_target[engine] & ~held_illegal),
             ]
         m.d.comb += [
-            self.halt.eq(self.enable & held_halt & self.idle),
+            self.halt.eq(self.enable & held_halt & ~held_illegal & self.idle),
             self.error.valid.eq(self.enable & held_illegal),
             self.error.cause.eq(Cause.ILLEGAL_INSTRUCTION),
             self.error.index.eq(held.index),

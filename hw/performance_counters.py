@@ -16,7 +16,7 @@ class PerformanceCounters(wiring.Component):
 
     An engine that works or is blocked counts as such, whatever waits in its queue. Otherwise the
     first engine whose token the head of the queue misses is named. What a cycle counts as passes a
-    register, so a counter shows a cycle two cycles later.
+    register, so a counter shows a cycle two cycles later, and is 0 two cycles after ``clear``.
 
     Members
     -------
@@ -41,7 +41,12 @@ class PerformanceCounters(wiring.Component):
         m = Module()
         cause, last_cause = Signal(Counter), Signal(Counter)
         counts = Signal()
-        m.d.sync += [last_cause.eq(cause), counts.eq(self.enable & ~self.clear)]
+        clears = Signal(init=1)  # a reset clears, too
+        m.d.sync += [
+            last_cause.eq(cause),
+            counts.eq(self.enable & ~self.clear),
+            clears.eq(self.clear),
+        ]
         with m.If(self.activity == Activity.BUSY):
             m.d.comb += cause.eq(Counter.BUSY)
         with m.Elif(self.activity == Activity.BLOCKED):
@@ -55,8 +60,9 @@ class PerformanceCounters(wiring.Component):
             m.d.comb += cause.eq(Counter.EMPTY)
 
         for counter in Counter:
-            value = getattr(self, counter.name.lower())
-            with m.If(self.clear):
+            value = Signal(COUNTER_BITS, name=f"{counter.name.lower()}_value", reset_less=True)
+            m.d.comb += getattr(self, counter.name.lower()).eq(value)
+            with m.If(clears):
                 m.d.sync += value.eq(0)
             with m.Elif(counts & (last_cause == counter)):
                 m.d.sync += value.eq(value + 1)

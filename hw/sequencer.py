@@ -161,7 +161,8 @@ class Sequencer(wiring.Component):
 
         offered = data.View(layout, self.instruction.payload.word)
         accept = Signal()  # a GEMM
-        stopped = Signal()  # after an error, until reset
+        failed = Signal()  # from two cycles after an error on, until reset
+        stopped = Signal()  # from the cycle after it on
         refusable = Const(self._refusable)
         active = Signal()
         now = Signal(layout)  # the instruction in execution
@@ -575,12 +576,13 @@ class Sequencer(wiring.Component):
                 (accept & _illegal(offered, config, self._engine, known, more_taps))
                 | (define & _illegal_window(offered_window, config))
             ),
+            stopped.eq(failed | faulty | illegal),
             self.error.valid.eq(faulty | illegal),
             self.error.cause.eq(Mux(faulty, Cause.ADDRESS_OUT_OF_RANGE, Cause.ILLEGAL_INSTRUCTION)),
             self.error.index.eq(Mux(faulty, fault_index, accepted_index)),
         ]
         m.d.sync += [
-            stopped.eq(stopped | fault | refused),
+            failed.eq(stopped),
             faulty.eq(fault),
             illegal.eq(refused),
             fault_index.eq(index),

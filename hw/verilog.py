@@ -49,7 +49,7 @@ class Top(wiring.Component):
                 m.d.comb += getattr(self, name).eq(inner)
             else:
                 m.d.comb += inner.eq(self._input(m, name))
-        self._add_parts(m, reset)
+        self._add_parts(m)
         return m
 
     def _wires(self):
@@ -70,7 +70,7 @@ class Top(wiring.Component):
     def _input(self, m, name):
         return getattr(self, name)
 
-    def _add_parts(self, m, reset):
+    def _add_parts(self, m):
         pass
 
 
@@ -92,15 +92,13 @@ class GatedTop(Top):
         m.d[Inputs.of(name).domain] += register.eq(port)
         return register
 
-    def _add_parts(self, m, reset):
+    def _add_parts(self, m):
         for clock in _CLOCKS:
             m.domains += ClockDomain(clock.domain, local=True, reset_less=isinstance(clock, Inputs))
             m.d.comb += ClockSignal(clock.domain).eq(getattr(self, f"{clock.domain}_clock"))
         for part in Part:
-            m.d.comb += [
-                ResetSignal(part.domain).eq(reset),
-                getattr(self, f"{part.domain}_awake").eq(self._accelerator.awake[part]),
-            ]
+            awake = getattr(self, f"{part.domain}_awake")
+            m.d.comb += awake.eq(self._accelerator.awake[part])
 
 
 _CLOCKS = (*Part, *Inputs)

@@ -64,9 +64,10 @@ def test_the_configuration_of_the_bundle_is_the_configuration(bundle, tmp_path):
 
 def test_memories_are_listed(bundle):
     listed = {memory["name"]: memory for memory in json.loads(bundle["memories.json"])}
-    words = listed["activation_memory.words"]
-    assert (words["depth"], words["width"]) == (TINY.activation_depth, TINY.word_bytes * 8)
-    assert (words["read_ports"], words["write_ports"]) == (2, 1)
+    for lane in range(TINY.lanes):
+        words = listed[f"activation_memory.lane_{lane}"]
+        assert (words["depth"], words["width"]) == (TINY.activation_depth, TINY.block * 8)
+        assert (words["read_ports"], words["write_ports"]) == (2, 1)
     operand = listed["operand_memory.rows"]
     assert operand["write_enables"] == TINY.dsp_columns // TINY.lanes
     assert all(memory["bits"] == memory["depth"] * memory["width"] for memory in listed.values())
