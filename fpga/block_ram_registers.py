@@ -11,6 +11,9 @@ from collections.abc import Mapping
 
 from twillcore.fpga.netlist import Pin, connections, ports
 
+#: A flip-flop that drives more stays where it can be among them: block RAM is at the chip's edges
+#: and in a few rows of it.
+MOST_LOADS = 8
 _WIDEST = 36  # such a port reads through the outputs of both, with the clock of B
 
 
@@ -19,7 +22,8 @@ def absorb_registers(module: dict) -> int:
 
     ``module`` is one of a Yosys JSON netlist, flattened and mapped. A port's flip-flops go if all
     of its outputs that anybody uses lead to a flip-flop each and to nothing else, and these have
-    one clock, the port's, one enable, and no reset, and start as 0: what the block's register is.
+    one clock, the port's, one enable, and no reset, start as 0, which is what the block's register
+    is, and drive at most :data:`MOST_LOADS` inputs.
     """
     cells = module["cells"]
     _, loads = connections(module)
@@ -61,7 +65,8 @@ def _registers(
             return {}
         name, pin, _ = following[0]
         cell = cells[name]
-        if pin != "DI" or not _is_plain(cell, clock):
+        (output,) = cell["connections"]["Q"]
+        if pin != "DI" or not _is_plain(cell, clock) or len(loads[output]) > MOST_LOADS:
             return {}
         enables.add(_enable(cell))
         registers[port] = name

@@ -47,14 +47,14 @@ class Bursts(wiring.Component):
         page_bits = page_beats.bit_length() - 1
 
         active = Signal()
-        address = Signal(ADDRESS_BITS)  # of the next burst
+        address = Signal(ADDRESS_BITS, reset_less=True)  # of the next burst
         to_boundary = Signal(range(page_beats + 1))  # beats from there to the end of its page
-        left = Signal(RUN_BEATS_BITS)  # beats of this run from there on
-        next_run = Signal(ADDRESS_BITS)
-        stride = Signal(ADDRESS_BITS)
-        run_beats = Signal(RUN_BEATS_BITS)
+        left = Signal(RUN_BEATS_BITS, reset_less=True)  # beats of this run from there on
+        next_run = Signal(ADDRESS_BITS, reset_less=True)
+        stride = Signal(ADDRESS_BITS, reset_less=True)
+        run_beats = Signal(RUN_BEATS_BITS, reset_less=True)
         last_run = Signal()
-        runs_after = Signal(RUNS_BITS)  # this one not included
+        runs_after = Signal(RUNS_BITS, reset_less=True)  # this one not included
 
         # What ends the next burst. These comparisons are made a burst ahead, beside the
         # subtractions whose results they are about: every case says what they will be.

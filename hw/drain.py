@@ -142,7 +142,7 @@ class Drain(wiring.Component):
 
         Returns active, column, last_column and the tile.
         """
-        tile = Signal(TILE, name=name)
+        tile = Signal(TILE, name=name, reset_less=True)
         active = Signal(name=f"{name}_active")
         columns = max(self._config.dsp_columns, self._config.lut_columns)
         column = Signal(range(columns), name=f"{name}_column")
@@ -168,7 +168,7 @@ class Drain(wiring.Component):
         soon = [Signal(name=f"soon_{n}") for n in count]  # two cycles before S
         starts = [Signal(name=f"start_{n}") for n in count]  # in the cycle before S
         waiting = [Signal(name=f"waiting_{n}") for n in count]
-        waiting_tile = [Signal(TILE, name=f"waiting_tile_{n}") for n in count]
+        waiting_tile = [Signal(TILE, name=f"waiting_tile_{n}", reset_less=True) for n in count]
         start = Cat(starts).any()
         start_tile = Signal(TILE)
         m.d.comb += start_tile.eq(Mux(starts[-1], waiting_tile[-1], waiting_tile[0]))
@@ -220,7 +220,7 @@ class Drain(wiring.Component):
             begin = active & (column == FRAME_CYCLES - 1)
             begin_tile = tile
             active, column, last_column, tile = self._columns(m, begin, tile, "later_tile")
-        parameter = Signal(16)
+        parameter = Signal(16, reset_less=True)
         m.d.comb += [
             self.parameter.address.eq(parameter),
             self.parameter.enable.eq(active),
@@ -398,7 +398,7 @@ class Drain(wiring.Component):
         x = pipe.delay(12, signed(16), x, 5, "unchanged")
         results = []
         for lane, v in enumerate(x):
-            result = Signal(signed(16), name=f"result_{lane}")
+            result = Signal(signed(16), name=f"result_{lane}", reset_less=True)
             with m.Switch(stage[17].function):
                 if table is not None:
                     with m.Case(Function.TABLE):

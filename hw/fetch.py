@@ -83,7 +83,7 @@ class Fetch(wiring.Component):
         ]
 
         # Requests.
-        address = Signal(32)
+        address = Signal(32, reset_less=True)
         room = Signal(range(self.BUFFER_WORDS + 1))
         in_group = Signal(range(max(2, group_bursts)))  # bursts of this group already requested
         outstanding = Signal(range(self.BUFFER_WORDS * WORD_BYTES // burst_bytes + 1))
@@ -123,7 +123,7 @@ class Fetch(wiring.Component):
         entry_ends, failed = Signal(), Signal()
         beat_failed = read.rresp != Response.OKAY
         if entry_beats > 1:
-            beats = Signal(entry_bits - config.axi_data_bits)
+            beats = Signal(entry_bits - config.axi_data_bits, reset_less=True)
             in_entry = Signal(range(entry_beats))
             failed_before = Signal()
             with m.If(read.rvalid):

@@ -193,8 +193,8 @@ class LoadEngine(wiring.Component):
             bursts.o.ready.eq(read.arready),
         ]
 
-        index = Signal(INDEX_BITS)
-        word = Signal(instruction_layout(Opcode.LOAD))
+        index = Signal(INDEX_BITS, reset_less=True)
+        word = Signal(instruction_layout(Opcode.LOAD), reset_less=True)
         illegal = Signal()
         is_weight = word.memory == Memory.WEIGHT
         is_bitmap = word.format == WeightFormat.BITMAP
@@ -249,13 +249,13 @@ class LoadEngine(wiring.Component):
         ]
 
         # Blocks of a BITMAP run: count / beats, one bit per cycle.
-        quotient = Signal(DIVISION_CYCLES)
+        quotient = Signal(DIVISION_CYCLES, reset_less=True)
         remainder = Signal(5)
         step = Signal(range(DIVISION_CYCLES))
         candidate = Cat(quotient[-1], remainder)
         fits = candidate >= word.beats
 
-        stored = Signal(18)  # rows of one run, headers included
+        stored = Signal(18, reset_less=True)  # rows of one run, headers included
 
         with m.FSM():
             with m.State("Accept"):
@@ -323,15 +323,15 @@ class LoadEngine(wiring.Component):
 
         # Where the next beat belongs.
         active = Signal()
-        current = Signal(DESTINATION)
+        current = Signal(DESTINATION, reset_less=True)
         number = Signal(range(IN_FLIGHT))  # of the instruction, modulo IN_FLIGHT
         last_beat = Signal(range(max(row_beats(memory, config) for memory in Memory)))
         beat = Signal.like(last_beat)
         group_row = Signal(5)  # counts through what repeats: headers and their rows, or a block
-        rows_left, runs_left = Signal(16), Signal(12)
+        rows_left, runs_left = (Signal(n, reset_less=True) for n in (16, 12))
         last_row, last_run = Signal(), Signal()  # rows_left == 1, runs_left == 1
-        address, run_address = Signal(_ADDRESS_BITS), Signal(_ADDRESS_BITS)
-        depth = Signal(_ADDRESS_BITS)
+        address, run_address = (Signal(_ADDRESS_BITS, reset_less=True) for _ in range(2))
+        depth = Signal(_ADDRESS_BITS, reset_less=True)
 
         row_ends, is_header, group_ends, run_ends, ends = (Signal() for _ in range(5))
         last_group_row = Signal(5)
@@ -427,7 +427,7 @@ class LoadEngine(wiring.Component):
         has_wide = Memory.WIDE in present
         word = Signal((1 + has_wide) * config.word_bytes * 8, reset_less=True)
         word_valid, word_is_wide, word_ends = Signal(), Signal(), Signal()
-        word_address = Signal(16)
+        word_address = Signal(16, reset_less=True)
         word_number = Signal.like(number)
         is_word, written, word_written, stalled = (Signal() for _ in range(4))
         assert ActivationSlot.LOAD_WRITE == WideWriteSlot.LOAD_WRITE
@@ -516,7 +516,7 @@ class LoadEngine(wiring.Component):
         for column in range(config.dsp_columns):
             # The bitmap of what is left of the block, or the byte of an INDEX header.
             header = Signal(config.block, reset_less=True, name=f"header_{column}")
-            position = Signal(config.index_bits, name=f"position_{column}")
+            position = Signal(config.index_bits, name=f"position_{column}", reset_less=True)
             m.d.sync += self.weight_write.data.index[column].eq(position)
             with m.If(complete & kind.is_header), m.Switch(kind.group_row):
                 for byte in range(config.block // 8):

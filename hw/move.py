@@ -104,9 +104,10 @@ class MoveEngine(wiring.Component):
         # Reading. A run is what shares a column base: a row tile (KEYS) or a column tile (VALUES).
         # KEYS:   run = row tile,    strip = the row tile's blocks, item = word
         # VALUES: run = column tile, strip = item = a row tile's words in it
-        address = Signal(ADDRESS_BITS + 1)
-        next_strip = Signal(ADDRESS_BITS + 1)
-        next_run = Signal(ADDRESS_BITS + 1)  # VALUES: the first row tile, next column tile
+        address = Signal(ADDRESS_BITS + 1, reset_less=True)
+        next_strip = Signal(ADDRESS_BITS + 1, reset_less=True)
+        # VALUES: the first row tile, next column tile
+        next_run = Signal(ADDRESS_BITS + 1, reset_less=True)
         words_left = Signal(12)  # of the strip
         item_words_left = Signal(range(tile_words + 1))
         tiles_left = Signal(12)

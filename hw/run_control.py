@@ -18,7 +18,7 @@ SOURCES = {engine.name.lower(): engine.value for engine in Engine} | {
     "fetch": NO_ENGINE,
 }
 ENGINE_NUMBER_BITS = 3
-_ERROR = data.StructLayout({"valid": 1, "cause": CAUSE_BITS, "index": INDEX_BITS})
+_ERROR = data.StructLayout({"cause": CAUSE_BITS, "index": INDEX_BITS})
 
 
 class RunControl(wiring.Component):
@@ -119,12 +119,14 @@ class RunControl(wiring.Component):
         reported = {}
         for source in self._sources:
             port = getattr(self, f"error_{source}")
-            error = Signal(_ERROR, name=f"late_{source}")
+            valid = Signal(name=f"late_{source}_valid")
+            error = Signal(_ERROR, name=f"late_{source}", reset_less=True)
+            m.d.sync += valid.eq(port.valid)
             m.d.sync += [error[name].eq(getattr(port, name)) for name in _ERROR.members]
-            reported[source] = error
+            reported[source] = valid, error
         with m.If(ran & ~self.error):
-            for place, (source, error) in enumerate(reported.items()):
-                with m.If(error.valid) if place == 0 else m.Elif(error.valid):
+            for place, (source, (valid, error)) in enumerate(reported.items()):
+                with m.If(valid) if place == 0 else m.Elif(valid):
                     m.d.sync += self._stop(error.cause, error.index, SOURCES[source])
         return m
 

@@ -165,15 +165,15 @@ class Sequencer(wiring.Component):
         stopped = Signal()  # from the cycle after it on
         refusable = Const(self._refusable)
         active = Signal()
-        now = Signal(layout)  # the instruction in execution
-        index = Signal(INDEX_BITS)
+        now = Signal(layout, reset_less=True)  # the instruction in execution
+        index = Signal(INDEX_BITS, reset_less=True)
         with m.If(accept):
             m.d.sync += [now.eq(offered), index.eq(self.instruction.payload.index)]
 
         # The window: a WINDOW that is offered, the last one that was taken, and when.
         offered_window = data.View(instruction_layout(Opcode.WINDOW), self.instruction.payload.word)
         is_window = Signal()
-        window = Signal(instruction_layout(Opcode.WINDOW))
+        window = Signal(instruction_layout(Opcode.WINDOW), reset_less=True)
         more_taps = Signal(8)  # of the window, less one
         define = Signal()
         setting = Signal()
@@ -356,9 +356,10 @@ class Sequencer(wiring.Component):
             It moves on at the end of a tile (``at``), perhaps the last one of the inner loop.
             """
             tile_moves, last_inner = at
-            here = Signal(bits + 1, name=name)
-            outer = Signal(bits + 1, name=f"{name}_outer")  # in the first tile of the inner loop
-            follower = Signal(bits + 1, name=f"{name}_next")
+            here = Signal(bits + 1, name=name, reset_less=True)
+            # in the first tile of the inner loop
+            outer = Signal(bits + 1, name=f"{name}_outer", reset_less=True)
+            follower = Signal(bits + 1, name=f"{name}_next", reset_less=True)
             inner_step, outer_step = inner_outer(row_step, column_step, now.columns_inner)
             m.d.comb += follower.eq(
                 Mux(last_inner, outer, here) + Mux(last_inner, outer_step, inner_step)
@@ -377,7 +378,7 @@ class Sequencer(wiring.Component):
             row_advance.eq(step & tile_end & ~end & (last_inner == now.columns_inner)),
         ]
         # With windows a row tile at the end of an output line steps further.
-        line_left = Signal(10)
+        line_left = Signal(10, reset_less=True)
         long_stride = Signal(17)
         line_end = now.windowed & (window.line_tiles != 0) & (line_left == 0)
         row_stride = Mux(line_end, long_stride, now.a_row_stride)
@@ -404,9 +405,10 @@ class Sequencer(wiring.Component):
         lane, _ = pointer(offered.lane, 1, 0, "lane", bits=10)
         maximum, _ = pointer(offered.maximum, 1, 0, "maximum", bits=10)
 
-        activation = Signal(17)
-        weight = Signal(17)
-        rewind = Signal(17)  # where the weights of the inner loop (or of the whole row) start
+        activation = Signal(17, reset_less=True)
+        weight = Signal(17, reset_less=True)
+        # where the weights of the inner loop (or of the whole row) start
+        rewind = Signal(17, reset_less=True)
         with m.If(step):
             with m.If(block_end):
                 m.d.sync += activation.eq(activation + 1)
@@ -570,7 +572,7 @@ class Sequencer(wiring.Component):
         # A fault is of an older instruction than the one that may be accepted in its cycle. What
         # kind of error it is, is found out from registers: a fault comes late in its cycle.
         refused, illegal = Signal(), Signal()
-        fault_index, accepted_index = Signal(INDEX_BITS), Signal(INDEX_BITS)
+        fault_index, accepted_index = (Signal(INDEX_BITS, reset_less=True) for _ in range(2))
         m.d.comb += [
             refused.eq(
                 (accept & _illegal(offered, config, self._engine, known, more_taps))

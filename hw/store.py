@@ -110,8 +110,8 @@ class StoreEngine(wiring.Component):
         m.submodules.responses = responses = Queue(response, OUTSTANDING_BURSTS)
         m.submodules.indexes = indexes = Queue(INDEX_BITS, IN_FLIGHT)
 
-        index = Signal(INDEX_BITS)
-        word = Signal(instruction_layout(Opcode.STORE))
+        index = Signal(INDEX_BITS, reset_less=True)
+        word = Signal(instruction_layout(Opcode.STORE), reset_less=True)
         last_memory = Memory.WIDE if config.wide_depth else Memory.ACTIVATION
         is_wide = (word.memory == Memory.WIDE) & (last_memory == Memory.WIDE)
         offset_bits = (config.axi_bytes - 1).bit_length()
@@ -201,10 +201,10 @@ class StoreEngine(wiring.Component):
         """Read words in STORE_READ slots."""
         config = self._config
         active = Signal()
-        current = Signal(SOURCE)
-        words_left, runs_left = Signal(16), Signal(12)
+        current = Signal(SOURCE, reset_less=True)
+        words_left, runs_left = (Signal(n, reset_less=True) for n in (16, 12))
         last_word, last_run = Signal(), Signal()  # words_left == 1, runs_left == 1
-        address, run_address = Signal(_ADDRESS_BITS), Signal(_ADDRESS_BITS)
+        address, run_address = (Signal(_ADDRESS_BITS, reset_less=True) for _ in range(2))
 
         wanted, in_range, read, run_ends, ends = (Signal() for _ in range(5))
         assert ActivationSlot.STORE_READ == WideReadSlot.STORE_READ

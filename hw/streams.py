@@ -76,16 +76,21 @@ class RegisterSlice(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        second = Signal(self._shape, reset_less=True)  # waits behind the one on ``o``
+        first = Signal(self._shape, reset_less=True)  # on ``o``
+        second = Signal(self._shape, reset_less=True)  # waits behind it
         empty = Signal(init=1)  # it does not
         moves = Signal()
-        m.d.comb += [self.i.ready.eq(empty), moves.eq(~self.o.valid | self.o.ready)]
+        m.d.comb += [
+            self.i.ready.eq(empty),
+            self.o.payload.eq(first),
+            moves.eq(~self.o.valid | self.o.ready),
+        ]
         with m.If(moves):
             m.d.sync += [self.o.valid.eq(~empty | self.i.valid), empty.eq(1)]
             with m.If(empty):
-                m.d.sync += self.o.payload.eq(self.i.payload)
+                m.d.sync += first.eq(self.i.payload)
             with m.Else():
-                m.d.sync += self.o.payload.eq(second)
+                m.d.sync += first.eq(second)
         with m.Elif(self.i.valid & empty):
             m.d.sync += empty.eq(0)
         with m.If(empty):

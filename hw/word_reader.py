@@ -72,8 +72,8 @@ class WordReader(wiring.Component):
         block = config.block
 
         # One bit more than an address: base + stride may pass the end before it is found out.
-        address = Signal(ADDRESS_BITS + 1)
-        next_row = Signal(ADDRESS_BITS + 1)
+        address = Signal(ADDRESS_BITS + 1, reset_less=True)
+        next_row = Signal(ADDRESS_BITS + 1, reset_less=True)
         words_left = Signal(12)
         tiles_left = Signal(12)
         active = Signal()

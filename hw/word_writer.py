@@ -52,8 +52,10 @@ class WordWriter(wiring.Component):
         m = Module()
         config = self._config
         bits = self._bits
-        address = Signal(ADDRESS_BITS + 1)  # may pass the end before it is found out
-        next_row = Signal(ADDRESS_BITS + 1)
+        address = Signal(
+            ADDRESS_BITS + 1, reset_less=True
+        )  # may pass the end before it is found out
+        next_row = Signal(ADDRESS_BITS + 1, reset_less=True)
         words_left = Signal(12)
         tiles_left = Signal(12)
         position = Signal(range(config.block))

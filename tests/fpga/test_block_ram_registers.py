@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from twillcore.fpga.block_ram_registers import absorb_registers
+from twillcore.fpga.block_ram_registers import MOST_LOADS, absorb_registers
 
 CLOCK, OTHER_CLOCK, READ_ENABLE, ENABLE, OTHER_ENABLE = 2, 3, 4, 5, 6
 ADDRESS = 7
@@ -108,6 +108,11 @@ def no_enable(module):
     module["cells"]["ff_DOB1"] = flip_flop(101, 201, None)
 
 
+def many_loads(module):
+    for n in range(MOST_LOADS):
+        module["cells"][f"load_{n}"] = cell("LUT4", ("Z",), {}, A=201, Z=400 + n)
+
+
 def seen_outside(module):
     module["ports"]["word"] = {"direction": "output", "bits": [101]}
 
@@ -123,7 +128,7 @@ def reset_block(module):
 @pytest.mark.parametrize(
     "change",
     [another_load, set_input("CE", OTHER_ENABLE), set_input("LSR", OTHER_ENABLE), logic_before,
-     set_input("CLK", OTHER_CLOCK), starts_as_one, falling_edge, no_enable, seen_outside,
+     set_input("CLK", OTHER_CLOCK), many_loads, starts_as_one, falling_edge, no_enable, seen_outside,
      falling_block, reset_block],
 )  # fmt: skip
 def test_what_the_register_of_a_block_cannot_do_stays(change):
