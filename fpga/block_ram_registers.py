@@ -65,8 +65,9 @@ def _registers(
             return {}
         name, pin, _ = following[0]
         cell = cells[name]
-        (output,) = cell["connections"]["Q"]
-        if pin != "DI" or not _is_plain(cell, clock) or len(loads[output]) > MOST_LOADS:
+        if pin != "DI" or not _is_plain(cell, clock):
+            return {}
+        if len(loads[cell["connections"]["Q"][0]]) > MOST_LOADS:
             return {}
         enables.add(_enable(cell))
         registers[port] = name

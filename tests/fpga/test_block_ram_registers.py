@@ -128,8 +128,8 @@ def reset_block(module):
 @pytest.mark.parametrize(
     "change",
     [another_load, set_input("CE", OTHER_ENABLE), set_input("LSR", OTHER_ENABLE), logic_before,
-     set_input("CLK", OTHER_CLOCK), many_loads, starts_as_one, falling_edge, no_enable, seen_outside,
-     falling_block, reset_block],
+     set_input("CLK", OTHER_CLOCK), starts_as_one, falling_edge, no_enable, seen_outside,
+     falling_block, reset_block, many_loads],
 )  # fmt: skip
 def test_what_the_register_of_a_block_cannot_do_stays(change):
     module = design()
