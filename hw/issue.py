@@ -22,13 +22,14 @@ class Issue(wiring.Component):
 
     An instruction taken at ``i`` in cycle t is the head of the queue in cycle t + 1 at the
     earliest, or in the cycle after the one before it left. It is offered at ``o`` a cycle later at
-    the earliest, and when, for every engine in its ``wait`` mask, the counter of tokens from that
-    engine is positive; the transfer at ``o`` takes one of each. ``i`` is ready while fewer than
+    the earliest, in the cycle after, for every engine in its ``wait`` mask, the counter of tokens
+    from that engine was positive; one of each is taken then. ``i`` is ready while fewer than
     ``queue_depth`` instructions wait.
 
-    ``retire`` ends the oldest instruction in flight: in the same cycle ``give`` has its ``signal``
-    mask. A token that arrives (``given``) in cycle t is counted in t + 1, since it comes from the
-    other end of the chip, and can be taken in t + 2.
+    ``retire`` ends the oldest instruction in flight, two cycles after its transfer at ``o`` at the
+    earliest: in the same cycle ``give`` has its ``signal`` mask. A token that arrives (``given``)
+    in cycle t is counted in t + 1, since it comes from the other end of the chip, and can be taken
+    in t + 2.
 
     Members
     -------
@@ -79,19 +80,26 @@ class Issue(wiring.Component):
         m.submodules.in_flight = in_flight = Queue(_IN_FLIGHT, IN_FLIGHT)
         ending = in_flight.o.payload
 
-        clear = Signal()  # the head may go: a register, since it decides much far away
-        starts = Signal()
+        # The head has its tokens and may go: a register, since it decides much far away. And
+        # whether it goes is decided there, so nothing here but the queue hears of it in that cycle.
+        clear, clears = Signal(), Signal()
+        starts, started = Signal(), Signal()
+        of_started = Signal(_IN_FLIGHT, reset_less=True)
         m.d.comb += [
             self.o.payload.eq(head),
             self.o.valid.eq(self.enable & clear),
             starts.eq(self.o.valid & self.o.ready),
             queue.o.ready.eq(starts),
-            in_flight.i.payload.signal.eq(header.signal),
-            in_flight.i.payload.index.eq(head.index),
-            in_flight.i.valid.eq(starts),
+            in_flight.i.payload.eq(of_started),
+            in_flight.i.valid.eq(started),
             in_flight.o.ready.eq(self.retire),
             self.give.eq(Mux(self.retire, ending.signal, 0)),
-            self.idle.eq(~queue.o.valid & ~in_flight.o.valid),
+            self.idle.eq(~queue.o.valid & ~started & ~in_flight.o.valid),
+        ]
+        m.d.sync += [
+            started.eq(starts),
+            of_started.signal.eq(header.signal),
+            of_started.index.eq(head.index),
         ]
         moves = Signal()
         moved = Signal()  # in the cycle before: what follows are oldest_index, tokens and clear
@@ -100,6 +108,8 @@ class Issue(wiring.Component):
         awake_while(m, platform, self.awake, moves | moved)
         with m.If(in_flight.o.valid):
             m.d.sync += self.oldest_index.eq(ending.index)
+        with m.Elif(started):
+            m.d.sync += self.oldest_index.eq(of_started.index)
         with m.Elif(queue.o.valid):
             m.d.sync += self.oldest_index.eq(head.index)
         with m.Else():
@@ -108,18 +118,19 @@ class Issue(wiring.Component):
         arrived, lacks = Signal(ENGINE_BITS), Signal(ENGINE_BITS)
         m.d.sync += [
             arrived.eq(self.given),
-            clear.eq(queue.o.valid & in_flight.i.ready & (lacks == 0) & ~starts),
+            clear.eq(clears | (clear & ~starts)),
         ]
+        m.d.comb += clears.eq(queue.o.valid & in_flight.i.ready & (lacks == 0) & ~clear)
         for engine in Engine:
             tokens = Signal(TOKEN_COUNTER_BITS, name=f"tokens_{engine.name.lower()}")
             there = Signal(name=f"there_{engine.name.lower()}")  # tokens != 0
             wanted = header.wait[engine]
             given = arrived[engine]
-            taken = starts & wanted
+            taken = clears & wanted
             full = tokens.all()
             m.d.comb += [
                 lacks[engine].eq(wanted & ~there & ~given),
-                self.missing[engine].eq(queue.o.valid & wanted & ~there),
+                self.missing[engine].eq(queue.o.valid & ~clear & wanted & ~there),
                 self.overflow[engine].eq(given & ~taken & full),
             ]
             with m.If(given & ~taken & ~full):

@@ -114,6 +114,7 @@ def test_random_traffic_against_a_model():
         sent = retired = arriving = 0
         oldest = NONE
         queued, flying = deque(), deque()
+        start_cycles = {}
         was_head = False  # the head of the queue was that already in the cycle before
         cycles = 0
         while retired < len(masks):
@@ -124,7 +125,7 @@ def test_random_traffic_against_a_model():
             )  # fmt: skip
             given = rng.getrandbits(5) & rng.getrandbits(5)
             ready, send = rng.random() < 0.6, sent < len(masks) and rng.random() < 0.6
-            retire = bool(flying) and rng.random() < 0.4
+            retire = bool(flying) and start_cycles[flying[0]] + 2 <= cycles and rng.random() < 0.4
             ctx.set(dut.given, given)
             ctx.set(dut.o.ready, ready)
             ctx.set(dut.retire, retire)
@@ -147,6 +148,7 @@ def test_random_traffic_against_a_model():
                 assert ctx.get(dut.o.p.index) == queued[0]
                 for e in Engine:
                     tokens[e] -= masks[queued[0]][0] >> e & 1
+                start_cycles[queued[0]] = cycles
                 flying.append(queued.popleft())
             if retire:
                 flying.popleft()
