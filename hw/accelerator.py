@@ -94,8 +94,8 @@ class Accelerator(wiring.Component):
         start, reset_wanted = (
             bank.control[field.offset] for field in registers.REGISTERS["CONTROL"].fields
         )
-        # Only the host's registers outlive a reset by command. A domain of its own has the machine
-        # hang on one reset, and that on a register: it goes to every corner of the chip.
+        # Only the host's registers outlive a reset by command. The machine is a clock domain of its
+        # own, so that it hangs on one reset, and that is a register: it goes to every corner.
         reset = Signal(init=1)
         m.domains.machine = ClockDomain(local=True)
         m.d.sync += reset.eq(reset_wanted)
@@ -116,21 +116,21 @@ class Accelerator(wiring.Component):
         fetch, dispatch = Fetch(self.config), Dispatch(self.config)
         read_port = ReadPort(self.config)
 
+        # Tokens that one program leaves behind are not the next one's, nor is its HALT.
+        fresh = ResetInserter(control.begin)
         for name, component in (
             ("control", control),
             ("fetch", fetch),
             ("read_port", read_port),
-            ("dispatch", ResetInserter(control.begin)(dispatch)),
+            ("dispatch", fresh(dispatch)),
         ):
             _add(m, name, component)
         for engine, unit in components.items():
             unit = clocked_by(Part[engine.name], unit, platform, otherwise="machine")
             m.submodules[engine.name.lower()] = unit
         for engine, issue in issues.items():
-            # Tokens that one program leaves behind are not the next one's, nor is its HALT, above.
-            fresh = ResetInserter(control.begin)(issue)
-            fresh = clocked_by(Part.ISSUE, fresh, platform, otherwise="machine")
-            m.submodules[f"{engine.name.lower()}_issue"] = fresh
+            unit = clocked_by(Part.ISSUE, fresh(issue), platform, otherwise="machine")
+            m.submodules[f"{engine.name.lower()}_issue"] = unit
 
         m.d.comb += [
             control.start.eq(start),
