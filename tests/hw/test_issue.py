@@ -102,6 +102,28 @@ def test_a_token_given_in_one_cycle_is_taken_two_later(engine):
     simulate(dut, testbench)
 
 
+def test_the_only_instruction_is_somewhere_until_it_retires():
+    dut = Issue(TINY)
+
+    async def testbench(ctx):
+        ctx.set(dut.enable, 1)
+        ctx.set(dut.o.ready, 1)
+        offer(ctx, dut, 7, signal=1 << Engine.STORE)
+        await ctx.tick()
+        ctx.set(dut.i.valid, 0)
+        for cycle in range(4):  # head of the queue, offered, on its way, in flight
+            assert not ctx.get(dut.idle)
+            assert ctx.get(dut.o.valid) == (cycle == 1)
+            assert ctx.get(dut.oldest_index) == (7 if cycle else NONE)
+            ctx.set(dut.retire, cycle == 3)
+            assert ctx.get(dut.give) == (1 << Engine.STORE if cycle == 3 else 0)
+            await ctx.tick()
+        ctx.set(dut.retire, 0)
+        assert ctx.get(dut.idle)
+
+    simulate(dut, testbench)
+
+
 def test_random_traffic_against_a_model():
     """Instructions leave in order with their tokens, and each retirement gives its own mask."""
     dut = Issue(TINY)
