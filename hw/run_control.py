@@ -7,6 +7,7 @@ from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
 from twillcore.config import FRAME_CYCLES
+from twillcore.hw.delay import delay, valid_chain
 from twillcore.hw.layouts import INDEX_BITS
 from twillcore.hw.ports import CAUSE_BITS, ERROR, PHASE_BITS
 from twillcore.isa import Cause, Engine
@@ -18,6 +19,7 @@ SOURCES = {engine.name.lower(): engine.value for engine in Engine} | {
     "fetch": NO_ENGINE,
 }
 ENGINE_NUMBER_BITS = 3
+ERROR_CYCLES = 2  # from the port to the decision
 _ERROR = data.StructLayout({"cause": CAUSE_BITS, "index": INDEX_BITS})
 
 
@@ -25,9 +27,9 @@ class RunControl(wiring.Component):
     """Start, stop, error latch and watchdog; the frame counter and the cycle counter.
 
     ``start`` is ignored while the machine runs. Else ``running`` is high from the next cycle on:
-    that is cycle 0, and its ``phase`` is 0. The machine stops in the cycle after ``halt``, or two
-    cycles after an error, which passes a register since errors come from everywhere; an error in
-    the cycle of ``halt`` still counts. ``cycles`` then is the number of cycles that it ran.
+    that is cycle 0, and its ``phase`` is 0. The machine stops in the cycle after ``halt``, or three
+    cycles after an error: errors come from everywhere, so they pass a register there and one here;
+    one in the cycle of ``halt`` still counts. ``cycles`` then is the number of cycles that it ran.
 
     Parameters
     ----------
@@ -114,16 +116,15 @@ class RunControl(wiring.Component):
                 quiet.eq(0),
             ]
 
-        ran = Signal()  # running, in the cycle of the errors that stand in the registers now
-        m.d.sync += ran.eq(self.running)
+        # running, in the cycle of the errors that stand in the last registers now
+        *_, ran = valid_chain(m, self.running, ERROR_CYCLES, "ran")
         reported = {}
         for source in self._sources:
             port = getattr(self, f"error_{source}")
-            valid = Signal(name=f"late_{source}_valid")
-            error = Signal(_ERROR, name=f"late_{source}", reset_less=True)
-            m.d.sync += valid.eq(port.valid)
-            m.d.sync += [error[name].eq(getattr(port, name)) for name in _ERROR.members]
-            reported[source] = valid, error
+            error = Signal(_ERROR, name=f"error_{source}")
+            m.d.comb += [error[name].eq(getattr(port, name)) for name in _ERROR.members]
+            *_, valid = valid_chain(m, port.valid, ERROR_CYCLES, f"late_{source}_valid")
+            reported[source] = valid, delay(m, error, ERROR_CYCLES, name=f"late_{source}")
         with m.If(ran & ~self.error):
             for place, (source, (valid, error)) in enumerate(reported.items()):
                 with m.If(valid) if place == 0 else m.Elif(valid):

@@ -15,6 +15,9 @@ def test_absent_engines_report_no_errors():
         await start(ctx, dut)
         ctx.set(dut.error_move.valid, 1)
         await idle(ctx, 2)
+        assert ctx.get(dut.running)
+        await ctx.tick()
+        assert not ctx.get(dut.running)
         assert ctx.get(dut.engine) == Engine.MOVE
 
     simulate(dut, testbench)
