@@ -31,7 +31,7 @@ from twillcore.hw.load import LoadEngine
 from twillcore.hw.move import MoveEngine
 from twillcore.hw.parameter_memory import ParameterMemory
 from twillcore.hw.performance_counters import PerformanceCounters
-from twillcore.hw.ports import Activity
+from twillcore.hw.ports import CAUSE_BITS, Activity
 from twillcore.hw.read_port import ReadPort
 from twillcore.hw.registers import Registers
 from twillcore.hw.run_control import ENGINE_NUMBER_BITS, RunControl
@@ -289,17 +289,31 @@ class Accelerator(wiring.Component):
             wiring.connect(m, client, memory)
 
     def _join_errors(self, m, control, fetch, dispatch, engines, issues):
-        wiring.connect(m, fetch.error, control.error_fetch)
-        wiring.connect(m, dispatch.error, control.error_dispatch)
-        for engine, unit in engines.items():
-            issue = issues[engine]
-            lost = Cat(other.overflow[engine] for other in issues.values()).any()
-            error = getattr(control, f"error_{engine.name.lower()}")
-            m.d.comb += [
-                error.valid.eq(unit.error.valid | lost),
-                error.cause.eq(Mux(unit.error.valid, unit.error.cause, Cause.TOKEN_OVERFLOW)),
-                error.index.eq(Mux(unit.error.valid, unit.error.index, issue.oldest_index)),
+        sources = {"fetch": fetch, "dispatch": dispatch}
+        sources |= {engine.name.lower(): unit for engine, unit in engines.items()}
+        lost = {  # said by ISSUE in the cycle after, as what is in the registers here
+            engine.name.lower(): Cat(other.overflow[engine] for other in issues.values()).any()
+            for engine in engines
+        }
+        for name, unit in sources.items():
+            valid = Signal(name=f"{name}_failed")
+            cause = Signal(CAUSE_BITS, name=f"{name}_cause", reset_less=True)
+            index = Signal(INDEX_BITS, name=f"{name}_index", reset_less=True)
+            m.d.machine += [
+                valid.eq(unit.error.valid),
+                cause.eq(unit.error.cause),
+                index.eq(unit.error.index),
             ]
+            error = getattr(control, f"error_{name}")
+            m.d.comb += [error.valid.eq(valid), error.cause.eq(cause), error.index.eq(index)]
+            if name in lost:
+                oldest = issues[Engine[name.upper()]].oldest_index
+                with m.If(~valid):
+                    m.d.comb += [
+                        error.valid.eq(lost[name]),
+                        error.cause.eq(Cause.TOKEN_OVERFLOW),
+                        error.index.eq(oldest),
+                    ]
 
         # What the watchdog blames: the first unfinished instruction of the program. A register per
         # comparison, since nothing moves when it is asked for.

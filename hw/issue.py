@@ -45,7 +45,7 @@ class Issue(wiring.Component):
     missing : Out(ENGINE_BITS)
         Bit e: the head of the queue waits for a token from engine e.
     overflow : Out(ENGINE_BITS)
-        Bit e: the token given by engine e in the cycle before is lost, since its counter is full.
+        Bit e: the token given by engine e two cycles before is lost, since its counter was full.
     idle : Out(1)
         No instruction is queued or in flight.
     oldest_index : Out(INDEX_BITS)
@@ -105,7 +105,7 @@ class Issue(wiring.Component):
         moved = Signal()  # in the cycle before: what follows are oldest_index, tokens and clear
         m.d.comb += moves.eq(self.i.valid | starts | self.retire | self.given.any())
         m.d.sync += moved.eq(moves)
-        awake_while(m, platform, self.awake, moves | moved)
+        awake_while(m, platform, self.awake, moves | moved | self.overflow.any())
         with m.If(in_flight.o.valid):
             m.d.sync += self.oldest_index.eq(ending.index)
         with m.Elif(started):
@@ -131,8 +131,8 @@ class Issue(wiring.Component):
             m.d.comb += [
                 lacks[engine].eq(wanted & ~there & ~given),
                 self.missing[engine].eq(queue.o.valid & ~clear & wanted & ~there),
-                self.overflow[engine].eq(given & ~taken & full),
             ]
+            m.d.sync += self.overflow[engine].eq(given & ~taken & full)
             with m.If(given & ~taken & ~full):
                 m.d.sync += [tokens.eq(tokens + 1), there.eq(1)]
             with m.Elif(taken & ~given):

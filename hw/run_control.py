@@ -7,7 +7,7 @@ from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
 from twillcore.config import FRAME_CYCLES
-from twillcore.hw.delay import delay, valid_chain
+from twillcore.hw.delay import valid_chain
 from twillcore.hw.layouts import INDEX_BITS
 from twillcore.hw.ports import CAUSE_BITS, ERROR, PHASE_BITS
 from twillcore.isa import Cause, Engine
@@ -19,7 +19,6 @@ SOURCES = {engine.name.lower(): engine.value for engine in Engine} | {
     "fetch": NO_ENGINE,
 }
 ENGINE_NUMBER_BITS = 3
-ERROR_CYCLES = 2  # from the port to the decision
 _ERROR = data.StructLayout({"cause": CAUSE_BITS, "index": INDEX_BITS})
 
 
@@ -28,8 +27,9 @@ class RunControl(wiring.Component):
 
     ``start`` is ignored while the machine runs. Else ``running`` is high from the next cycle on:
     that is cycle 0, and its ``phase`` is 0. The machine stops in the cycle after ``halt``, or three
-    cycles after an error: errors come from everywhere, so they pass a register there and one here;
-    one in the cycle of ``halt`` still counts. ``cycles`` then is the number of cycles that it ran.
+    cycles after an error: errors come from everywhere, so they pass a register there, before the
+    port, and one here. One in the cycle of ``halt``, and on the port after it, still counts.
+    ``cycles`` then is the number of cycles that it ran.
 
     Parameters
     ----------
@@ -40,7 +40,7 @@ class RunControl(wiring.Component):
     start : In(1)
     halt : In(1)
     error_<source> : In(ERROR)
-        In the order of :data:`SOURCES`.
+        In the cycle after the error; in the order of :data:`SOURCES`.
     progress : In(1)
         An instruction retired, an engine works, or the bus moved a beat.
     watchdog : In(32)
@@ -116,15 +116,16 @@ class RunControl(wiring.Component):
                 quiet.eq(0),
             ]
 
-        # running, in the cycle of the errors that stand in the last registers now
-        *_, ran = valid_chain(m, self.running, ERROR_CYCLES, "ran")
+        # running, in the cycle of the errors that stand in the registers now
+        *_, ran = valid_chain(m, self.running, 2, "ran")
         reported = {}
         for source in self._sources:
             port = getattr(self, f"error_{source}")
-            error = Signal(_ERROR, name=f"error_{source}")
-            m.d.comb += [error[name].eq(getattr(port, name)) for name in _ERROR.members]
-            *_, valid = valid_chain(m, port.valid, ERROR_CYCLES, f"late_{source}_valid")
-            reported[source] = valid, delay(m, error, ERROR_CYCLES, name=f"late_{source}")
+            valid = Signal(name=f"late_{source}_valid")
+            error = Signal(_ERROR, name=f"late_{source}", reset_less=True)
+            m.d.sync += valid.eq(port.valid)
+            m.d.sync += [error[name].eq(getattr(port, name)) for name in _ERROR.members]
+            reported[source] = valid, error
         with m.If(ran & ~self.error):
             for place, (source, (valid, error)) in enumerate(reported.items()):
                 with m.If(valid) if place == 0 else m.Elif(valid):

@@ -191,7 +191,7 @@ def test_a_token_too_many_is_reported():
 
     async def testbench(ctx):
         ctx.set(dut.given, 1 << Engine.GEMM)
-        for _ in range(1 << TOKEN_COUNTER_BITS):
+        for _ in range((1 << TOKEN_COUNTER_BITS) + 1):
             assert ctx.get(dut.overflow) == 0
             await ctx.tick()
         assert ctx.get(dut.overflow) == 1 << Engine.GEMM

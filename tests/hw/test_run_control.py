@@ -82,19 +82,22 @@ def test_halt_ends_a_program_and_cycles_stand():
 
 
 @pytest.mark.parametrize("number", range(len(SOURCES)))
-@pytest.mark.parametrize("halt", [0, 1])
+@pytest.mark.parametrize("halt", [None, 0, 1])
 def test_the_first_of_several_errors_is_kept(number, halt):
+    """HALT is in the cycle of the error, or of its port, or does not come."""
     dut = RunControl()
     sources = list(SOURCES)
 
     async def testbench(ctx):
         await start(ctx, dut)
+        ctx.set(dut.halt, halt == 0)
+        await ctx.tick()
         for other in range(number, len(SOURCES)):
             error = getattr(dut, f"error_{sources[other]}")
             ctx.set(error.valid, 1)
             ctx.set(error.cause, Cause.AXI_READ_ERROR if other == number else Cause.WATCHDOG)
             ctx.set(error.index, 100 + other)
-        ctx.set(dut.halt, halt)
+        ctx.set(dut.halt, halt == 1)
         await ctx.tick()
         ctx.set(getattr(dut, f"error_{sources[0]}").valid, 1)  # too late
         ctx.set(getattr(dut, f"error_{sources[0]}").index, 200)
@@ -103,6 +106,23 @@ def test_the_first_of_several_errors_is_kept(number, halt):
         assert ctx.get(dut.cause) == Cause.AXI_READ_ERROR
         assert ctx.get(dut.index) == 100 + number
         assert ctx.get(dut.engine) == (number if number < len(Engine) else NO_ENGINE)
+
+    simulate(dut, testbench)
+
+
+@pytest.mark.parametrize("late", [2, 3])
+def test_errors_after_halt_do_not_count(late):
+    dut = RunControl()
+
+    async def testbench(ctx):
+        await start(ctx, dut)
+        ctx.set(dut.halt, 1)
+        await ctx.tick()
+        ctx.set(dut.halt, 0)
+        await idle(ctx, late - 1)
+        ctx.set(dut.error_load.valid, 1)
+        await idle(ctx, 4)
+        assert (ctx.get(dut.done), ctx.get(dut.error)) == (1, 0)
 
     simulate(dut, testbench)
 
