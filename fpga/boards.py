@@ -169,7 +169,7 @@ def board_config(board: Board, chosen: "str | Path | Config | None" = None) -> C
     """
     if chosen is not None:
         return load_config(chosen)
-    return load_config("tiny").replace(name=board.name, family="ecp5", clock_mhz=board.clock_mhz)
+    return load_config("ecp5-small").replace(name=board.name, clock_mhz=board.clock_mhz)
 
 
 def find_board(name: str) -> Board:
