@@ -291,7 +291,7 @@ class Accelerator(wiring.Component):
     def _join_errors(self, m, control, fetch, dispatch, engines, issues):
         sources = {"fetch": fetch, "dispatch": dispatch}
         sources |= {engine.name.lower(): unit for engine, unit in engines.items()}
-        lost = {  # said by ISSUE in the cycle after, as what is in the registers here
+        lost = {  # said by ISSUE two cycles after the token, as what is in the registers here
             engine.name.lower(): Cat(other.overflow[engine] for other in issues.values()).any()
             for engine in engines
         }
@@ -307,12 +307,13 @@ class Accelerator(wiring.Component):
             error = getattr(control, f"error_{name}")
             m.d.comb += [error.valid.eq(valid), error.cause.eq(cause), error.index.eq(index)]
             if name in lost:
-                oldest = issues[Engine[name.upper()]].oldest_index
+                giver = Signal(INDEX_BITS, name=f"{name}_giver", reset_less=True)
+                m.d.machine += giver.eq(issues[Engine[name.upper()]].oldest_index)
                 with m.If(~valid):
                     m.d.comb += [
                         error.valid.eq(lost[name]),
                         error.cause.eq(Cause.TOKEN_OVERFLOW),
-                        error.index.eq(oldest),
+                        error.index.eq(giver),
                     ]
 
         # What the watchdog blames: the first unfinished instruction of the program. A register per

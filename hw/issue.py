@@ -75,7 +75,27 @@ class Issue(wiring.Component):
         m.submodules.queue = queue = Queue(ISSUED, self._depth)
         wiring.connect(m, wiring.flipped(self.i), queue.i)
         head = queue.o.payload
-        header = data.View(_HEADER, head.word)
+        arriving = data.View(_HEADER, self.i.payload.word)
+
+        # The head's ``wait`` stands in a register, and those of the others in a queue behind it:
+        # it decides about counters of tokens, and reading it out of the queue would take too long.
+        # The next one moves up in the cycle after the head may go.
+        m.submodules.waits = waits = Queue(ENGINE_BITS, self._depth)
+        wait = Signal(ENGINE_BITS, reset_less=True)
+        waiting = Signal()  # a head stands in ``wait``; if none does, none waits behind it
+        moves_up, accepted, cleared = Signal(), Signal(), Signal()
+        m.d.comb += [
+            accepted.eq(self.i.valid & self.i.ready),
+            moves_up.eq(~waiting | cleared),
+            waits.i.payload.eq(arriving.wait),
+            waits.i.valid.eq(accepted & (~moves_up | waits.o.valid)),
+            waits.o.ready.eq(moves_up),
+        ]
+        with m.If(moves_up):
+            m.d.sync += [
+                wait.eq(Mux(waits.o.valid, waits.o.payload, arriving.wait)),
+                waiting.eq(waits.o.valid | accepted),
+            ]
 
         m.submodules.in_flight = in_flight = Queue(_IN_FLIGHT, IN_FLIGHT)
         ending = in_flight.o.payload
@@ -98,7 +118,7 @@ class Issue(wiring.Component):
         ]
         m.d.sync += [
             started.eq(starts),
-            of_started.signal.eq(header.signal),
+            of_started.signal.eq(data.View(_HEADER, head.word).signal),
             of_started.index.eq(head.index),
         ]
         moves = Signal()
@@ -119,18 +139,19 @@ class Issue(wiring.Component):
         m.d.sync += [
             arrived.eq(self.given),
             clear.eq(clears | (clear & ~starts)),
+            cleared.eq(clears),
         ]
-        m.d.comb += clears.eq(queue.o.valid & in_flight.i.ready & (lacks == 0) & ~clear)
+        m.d.comb += clears.eq(waiting & in_flight.i.ready & (lacks == 0) & ~clear)
         for engine in Engine:
             tokens = Signal(TOKEN_COUNTER_BITS, name=f"tokens_{engine.name.lower()}")
             there = Signal(name=f"there_{engine.name.lower()}")  # tokens != 0
-            wanted = header.wait[engine]
+            wanted = wait[engine]
             given = arrived[engine]
             taken = clears & wanted
             full = tokens.all()
             m.d.comb += [
                 lacks[engine].eq(wanted & ~there & ~given),
-                self.missing[engine].eq(queue.o.valid & ~clear & wanted & ~there),
+                self.missing[engine].eq(waiting & ~clear & wanted & ~there),
             ]
             m.d.sync += self.overflow[engine].eq(given & ~taken & full)
             with m.If(given & ~taken & ~full):
