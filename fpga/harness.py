@@ -1,4 +1,4 @@
-"""Any component with four pins, to place and route it where it has more ports than the part."""
+"""Any component with five pins, to place and route it where it has more ports than the part."""
 
 from amaranth.hdl import Cat, ClockDomain, ClockSignal, Module, ResetSignal, Signal
 from amaranth.lib import wiring

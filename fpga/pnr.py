@@ -27,6 +27,9 @@ HARNESS = "harness"
 #: after placement (docs/results/fpga_clock.md). Weights of 120 and 5 are worse again.
 PLACER_OPTIONS = ("--placer-heap-timingweight", "40", "--placer-heap-critexp", "4")
 
+#: Files here whose code decides what becomes of Yosys's netlist: it is kept under their content.
+_PASSES = ("netlist.py", "block_ram_registers.py", "fanout.py")
+
 #: What nextpnr's cells are called here.
 RESOURCES = {
     "TRELLIS_COMB": "luts",
@@ -108,7 +111,7 @@ def synthesise(source: str, top: str, progress: Progress = silent, *, options: s
         If Yosys is missing or fails.
     """
     command = split_before_luts(f"synth_ecp5 -top {top} {options}".rstrip()) + "; write_json "
-    passes = [Path(done.__file__).read_bytes() for done in (block_ram_registers, fanout)]
+    passes = [Path(__file__).with_name(name).read_bytes() for name in _PASSES]
     key = content_key(source, command, YOSYS.version, *passes)
     folder = cache_folder() / "pnr" / key
     netlist = folder / "netlist.json"

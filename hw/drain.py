@@ -1,7 +1,5 @@
 """From accumulators to activations: the output side of the GEMM core."""
 
-import itertools
-
 from amaranth.hdl import Cat, Const, Module, Mux, Signal, signed
 from amaranth.lib import data, memory, wiring
 from amaranth.lib.wiring import In, Out
@@ -10,6 +8,7 @@ from amaranth.utils import ceil_log2
 from twillcore.config import FRAME_CYCLES, Config
 from twillcore.hw.clocks import awake_while
 from twillcore.hw.delay import valid_chain
+from twillcore.hw.drain_pipeline import DrainPipeline
 from twillcore.hw.dsp_array import PACKING_FAMILIES
 from twillcore.hw.gated_add import chain_add
 from twillcore.hw.layouts import LANE_SCALE, PARAMETER_LAYOUT, activation_word, wide_word
@@ -116,7 +115,7 @@ class Drain(wiring.Component):
         for slot in (ActivationSlot.DRAIN_WRITE, WideWriteSlot.DRAIN_WRITE):
             assert slot == (self.START_PHASE + self.LATENCY) % FRAME_CYCLES
 
-        pipe = _Pipeline(m, self._config, self.LATENCY)
+        pipe = DrainPipeline(m, self._config, self.LATENCY)
         tile, waiting = self._schedule(m, pipe.stage[0])
         scaled, narrow_shift = self._scale(m, platform, pipe)
         residual = self._residual(m, pipe, tile)
@@ -562,48 +561,6 @@ class Drain(wiring.Component):
             ),
         ]
         return Cat(frame.valid for frame in frames).any()
-
-
-class _Pipeline:
-    """Registers per lane, and what a column takes along: ``stage[n]``.
-
-    Stage n holds the column that was number 0 of its tile n cycles ago, or its successors. Values
-    move only with a valid column, which saves power, and time in simulation.
-    """
-
-    def __init__(self, m, config, stages):
-        self._m = m
-        self._lanes = range(config.lanes)
-        control = data.StructLayout({
-            "valid": 1,
-            "first": 1,  # column 0 of its tile
-            "fresh": 1,  # column 0 of its row tile: maxima start anew
-            "last": 1,  # last column of its tile
-            "first_word": 1,  # in the first word of its tile
-            "channel": ceil_log2(config.block),  # position in its word
-            "lane_scaled": 1,
-            "lane": 10,
-            "residual": 1,
-            "residual_narrow": 1,
-            "residual_shift": 5,
-            "function": 2,
-            "lut": 1,
-        })  # fmt: skip
-        self.stage = [Signal(control, name=f"stage_{n}") for n in range(stages + 1)]
-        m.d.sync += [later.eq(stage) for stage, later in itertools.pairwise(self.stage)]
-
-    def registers(self, n, shape, values, name):
-        """Return a register per lane, loaded in stage n: they belong to stage n + 1."""
-        made = [Signal(shape, name=f"{name}_{lane}", reset_less=True) for lane in self._lanes]
-        with self._m.If(self.stage[n].valid):
-            self._m.d.sync += [r.eq(v) for r, v in zip(made, values, strict=True)]
-        return made
-
-    def delay(self, n, shape, values, cycles, name):
-        """Return the values of stage n for use in stage n + cycles."""
-        for k in range(n, n + cycles):
-            values = self.registers(k, shape, values, f"{name}_{k + 1}")
-        return values
 
 
 def _saturate(value, bits):

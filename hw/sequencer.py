@@ -6,10 +6,11 @@ from amaranth.lib.wiring import In, Out, connect, flipped
 
 from twillcore.config import Config
 from twillcore.hw.delay import delay, valid_chain
+from twillcore.hw.gemm_legality import illegal_gemm, illegal_window
 from twillcore.hw.layouts import INDEX_BITS, ISSUED, activation_word, instruction_layout
 from twillcore.hw.ports import ERROR, window_port
 from twillcore.hw.window import Window, tap_port
-from twillcore.isa import Cause, Engine, Function, Opcode
+from twillcore.isa import Cause, Engine, Opcode
 from twillcore.timing import window_cycles
 
 #: What the array does with the word and the row that it gets in the following cycle.
@@ -56,7 +57,6 @@ _STEP = data.StructLayout({
     "end": 1,  # last step of the instruction
 })  # fmt: skip
 
-MOST_BITS = 8  # of a weight of the LUT core
 
 ADDRESS_PORT = wiring.Signature({"address": Out(16), "enable": Out(1)})
 
@@ -575,8 +575,8 @@ class Sequencer(wiring.Component):
         fault_index, accepted_index = (Signal(INDEX_BITS, reset_less=True) for _ in range(2))
         m.d.comb += [
             refused.eq(
-                (accept & _illegal(offered, config, self._engine, known, more_taps))
-                | (define & _illegal_window(offered_window, config))
+                (accept & illegal_gemm(offered, config, self._engine, known, more_taps))
+                | (define & illegal_window(offered_window, config))
             ),
             stopped.eq(failed | faulty | illegal),
             self.error.valid.eq(faulty | illegal),
@@ -591,47 +591,6 @@ class Sequencer(wiring.Component):
             accepted_index.eq(self.instruction.payload.index),
         ]
         return m
-
-
-def _illegal(offered, config, engine, window_known, more_taps):
-    """Return whether an operand is one that no GEMM of the core may have."""
-    opcode, most_beats, columns = Opcode.GEMM, config.block, config.dsp_columns
-    absent = Const(0)  # what the core cannot do
-    if engine == Engine.LUT:
-        opcode, most_beats, columns = Opcode.LUT_GEMM, MOST_BITS, config.lut_columns
-        absent = offered.operand | offered.counted | offered.pool | offered.keep_maximum
-    several_tiles = (offered.row_tiles != 1) | (offered.column_tiles != 1)
-    several_beats = (offered.blocks != 1) | (offered.beats != 1)
-    if engine == Engine.LUT:  # twillcore.hw.lut_array has no time for it
-        absent |= offered.hold & ~several_beats & (~offered.windowed | (more_taps == 0))
-    functions = Function if config.function_table else (Function.NONE, Function.RELU)
-    return (
-        (offered.opcode != opcode)
-        | absent
-        | (offered.row_tiles == 0)
-        | (offered.column_tiles == 0)
-        | (offered.blocks == 0)
-        | (offered.beats == 0)
-        | (offered.beats > most_beats)
-        | (offered.words > columns // config.block)
-        | (offered.windowed & ~window_known)
-        | (offered.pool & (~offered.windowed | several_beats))
-        | (offered.keep_maximum & ~offered.columns_inner)
-        | (offered.function > max(functions))
-        | (offered.residual & (offered.residual_shift < -8))
-        | ((offered.hold | offered.accumulate) & several_tiles)
-    )
-
-
-def _illegal_window(offered, config):
-    """Return whether an operand is one that no WINDOW may have."""
-    return (
-        (offered.stride == 0)
-        | (offered.stride > 2)
-        | (offered.taps == 0)
-        | (offered.tap + offered.taps > config.tap_depth)
-        | (offered.pitch == 0)
-    )
 
 
 def _beyond(address, depth):
