@@ -9,7 +9,7 @@ from twillcore.hw.layouts import ISSUED, instruction_layout
 from twillcore.hw.ports import ERROR
 from twillcore.isa import ENGINE_BITS, ISA, Cause, Engine, Opcode
 
-_CHECKS = 4  # parts of a word that are looked at by themselves
+_CHECKS = 2  # parts of a word that are looked at by themselves: whether one is offered is a LUT4
 
 
 class Dispatch(wiring.Component):

@@ -44,7 +44,7 @@ class RunControl(wiring.Component):
     progress : In(1)
         An instruction retired, an engine works, or the bus moved a beat.
     watchdog : In(32)
-        Cycles without progress after which the machine stops; 0: never.
+        Cycles without progress after which the machine stops, in the second one; 0: never.
     oldest_index : In(INDEX_BITS)
         What the watchdog blames, with ``oldest_engine``.
     oldest_engine : In(3)
@@ -95,12 +95,14 @@ class RunControl(wiring.Component):
             m.d.sync += quiet.eq(0)
         with m.Else():
             m.d.sync += quiet.eq(quiet + 1)
+        expired = Signal()  # no progress for so long, in the cycle before
+        m.d.sync += expired.eq(self.running & (quiet >= self.watchdog) & (self.watchdog != 0))
 
         with m.If(self.running):
             m.d.sync += self.cycles.eq(self.cycles + 1)
             with m.If(self.halt):
                 m.d.sync += [self.running.eq(0), self.done.eq(1)]
-            with m.If((quiet >= self.watchdog) & (self.watchdog != 0)):
+            with m.If(expired):
                 m.d.sync += self._stop(Cause.WATCHDOG, self.oldest_index, self.oldest_engine)
         with m.Elif(self.begin):
             m.d.sync += [

@@ -135,11 +135,12 @@ def test_the_watchdog_counts_cycles_without_progress(limit):
         ctx.set(dut.watchdog, limit)
         ctx.set(dut.oldest_index, 77)
         ctx.set(dut.oldest_engine, Engine.STORE)
+        await idle(ctx, 30)  # that nothing moves before the start does not count
         ctx.set(dut.progress, 1)
         await start(ctx, dut)
         await idle(ctx, 30)
         ctx.set(dut.progress, 0)
-        for _ in range(limit):
+        for _ in range(limit + 1):
             assert ctx.get(dut.running)
             await ctx.tick()
         await ctx.tick()
