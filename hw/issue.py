@@ -1,8 +1,9 @@
 """Instruction queue and token gate in front of one engine."""
 
 from amaranth.hdl import Module, Mux, Signal
-from amaranth.lib import data, stream, wiring
+from amaranth.lib import data, memory, stream, wiring
 from amaranth.lib.wiring import In, Out
+from amaranth.utils import ceil_log2
 
 from twillcore.config import Config
 from twillcore.hw.clocks import awake_while
@@ -77,25 +78,37 @@ class Issue(wiring.Component):
         head = queue.o.payload
         arriving = data.View(_HEADER, self.i.payload.word)
 
-        # The head's ``wait`` stands in a register, and those of the others in a queue behind it:
-        # it decides about counters of tokens, and reading it out of the queue would take too long.
-        # The next one moves up in the cycle after the head may go.
-        m.submodules.waits = waits = Queue(ENGINE_BITS, self._depth)
+        # The head's ``wait`` stands in a register: it decides about counters of tokens, and reading
+        # it out of the queue would take too long. The next one comes in the cycle after the head
+        # may go. Only a register and a count hear whether ``i`` is accepted: what is there is
+        # written into the next place, of which there is one more than instructions.
+        pointer_bits = ceil_log2(self._depth + 1)
+        m.submodules.waits = waits = memory.Memory(
+            shape=ENGINE_BITS, depth=1 << pointer_bits, init=[]
+        )
+        write, read = waits.write_port(), waits.read_port(domain="comb")
+        accepted, cleared = Signal(), Signal()
+        accepts = Signal(pointer_bits)  # instructions that were accepted
+        clearances = Signal(pointer_bits)  # heads that might go
+        later = Signal(pointer_bits)  # that, in the next cycle
+        there = Signal()  # the next cycle's head is in memory
         wait = Signal(ENGINE_BITS, reset_less=True)
-        waiting = Signal()  # a head stands in ``wait``; if none does, none waits behind it
-        moves_up, accepted, cleared = Signal(), Signal(), Signal()
+        waiting = Signal()  # a head stands in ``wait``
         m.d.comb += [
             accepted.eq(self.i.valid & self.i.ready),
-            moves_up.eq(~waiting | cleared),
-            waits.i.payload.eq(arriving.wait),
-            waits.i.valid.eq(accepted & (~moves_up | waits.o.valid)),
-            waits.o.ready.eq(moves_up),
+            later.eq(clearances + cleared),
+            there.eq(accepts != later),
+            write.addr.eq(accepts),
+            write.data.eq(arriving.wait),
+            write.en.eq(1),
+            read.addr.eq(later),
         ]
-        with m.If(moves_up):
-            m.d.sync += [
-                wait.eq(Mux(waits.o.valid, waits.o.payload, arriving.wait)),
-                waiting.eq(waits.o.valid | accepted),
-            ]
+        m.d.sync += [
+            accepts.eq(accepts + accepted),
+            clearances.eq(later),
+            wait.eq(Mux(there, read.data, arriving.wait)),
+            waiting.eq(there | accepted),
+        ]
 
         m.submodules.in_flight = in_flight = Queue(_IN_FLIGHT, IN_FLIGHT)
         ending = in_flight.o.payload
@@ -144,18 +157,18 @@ class Issue(wiring.Component):
         m.d.comb += clears.eq(waiting & in_flight.i.ready & (lacks == 0) & ~clear)
         for engine in Engine:
             tokens = Signal(TOKEN_COUNTER_BITS, name=f"tokens_{engine.name.lower()}")
-            there = Signal(name=f"there_{engine.name.lower()}")  # tokens != 0
+            some = Signal(name=f"some_{engine.name.lower()}")  # tokens != 0
             wanted = wait[engine]
             given = arrived[engine]
             taken = clears & wanted
             full = tokens.all()
             m.d.comb += [
-                lacks[engine].eq(wanted & ~there & ~given),
-                self.missing[engine].eq(waiting & ~clear & wanted & ~there),
+                lacks[engine].eq(wanted & ~some & ~given),
+                self.missing[engine].eq(waiting & ~clear & wanted & ~some),
             ]
             m.d.sync += self.overflow[engine].eq(given & ~taken & full)
             with m.If(given & ~taken & ~full):
-                m.d.sync += [tokens.eq(tokens + 1), there.eq(1)]
+                m.d.sync += [tokens.eq(tokens + 1), some.eq(1)]
             with m.Elif(taken & ~given):
-                m.d.sync += [tokens.eq(tokens - 1), there.eq(tokens != 1)]
+                m.d.sync += [tokens.eq(tokens - 1), some.eq(tokens != 1)]
         return m
