@@ -547,7 +547,9 @@ class Drain(wiring.Component):
             with m.Else():
                 m.d.sync += address.eq(address + 1)
         written = frames[3]
-        slot = self.phase == ActivationSlot.DRAIN_WRITE
+        # A register, since ``done`` decides far away what the core retires.
+        slot = Signal(name="write_slot", reset_less=True)
+        m.d.sync += slot.eq(self.phase == (ActivationSlot.DRAIN_WRITE - 1) % FRAME_CYCLES)
         m.d.comb += [
             self.activation_write.address.eq(written.address),
             self.activation_write.enable.eq(slot & written.valid & ~written.wide),
