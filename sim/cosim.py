@@ -1,6 +1,7 @@
 """Verilator co-simulation: elaborate a component, build it once, run a cocotb bench on it."""
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -55,7 +56,7 @@ def cosimulate(
     runner = get_runner("verilator")
     with _environment():
         if not binary.exists() or not source.exists() or source.read_text() != text:
-            binary.unlink(missing_ok=True)  # so that a failed build is not taken for a good one
+            shutil.rmtree(binary.parent, ignore_errors=True)  # what a failed build left is no good
             source.write_text(text)
             runner.build(
                 sources=[source],
