@@ -19,6 +19,7 @@ from twillcore.compiler.graph import (
 )
 from twillcore.compiler.limits import LARGEST_STRIDE
 from twillcore.config import Config
+from twillcore.isa import LUT_WEIGHT_BITS
 
 SPREAD = 32.0  # standard deviation of the outputs, as int8
 NARROW_SHIFT = 4
@@ -41,7 +42,7 @@ class LutPart:
             return
         if not config.lut_columns:
             raise CompileError(f"configuration {config.name!r} has no LUT core")
-        if not 1 <= self.bits <= 8:
+        if not 1 <= self.bits <= LUT_WEIGHT_BITS:
             raise CompileError(f"weights on the LUT core must have 1..8 bits, not {self.bits}")
         if self.channels != outputs and (
             not 0 < self.channels < outputs or self.channels % config.block

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from twillcore.compiler.errors import CompileError
 from twillcore.config import Config
+from twillcore.isa import LUT_WEIGHT_BITS
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class Shares:
                 f" compute a share of {', '.join(wanted)}"
             )
         bits = [s.bits for s in (*self.layers.values(), self.usual) if s is not None]
-        if any(not 1 <= n <= 8 for n in bits):
+        if any(not 1 <= n <= LUT_WEIGHT_BITS for n in bits):
             raise CompileError(f"weights on the LUT core have 1..8 bits, not {sorted(set(bits))}")
 
 

@@ -29,7 +29,7 @@ from twillcore.compiler.graph import (
 from twillcore.compiler.limits import LARGEST_STRIDE, MOST_PIXELS, MOST_TAPS, TAP_REACH
 from twillcore.compiler.pitches import window_strides
 from twillcore.compiler.sparsify import beats_per_block, window_beats
-from twillcore.isa import Function
+from twillcore.isa import LUT_WEIGHT_BITS, Function
 from twillcore.numerics import INT8_MIN, TABLE_ENTRIES
 
 #: Legal values of the parameters of ops, inclusive.
@@ -277,8 +277,8 @@ def _cores(graph: Graph, op: Op) -> Iterator[str]:
         return
     if not config.lut_columns:
         yield f"configuration {config.name!r} has no LUT core"
-    if not 1 <= op.lut_bits <= 8:
-        yield f"lut_bits must be 1..8, not {op.lut_bits}"
+    if not 1 <= op.lut_bits <= LUT_WEIGHT_BITS:
+        yield f"lut_bits must be 1..{LUT_WEIGHT_BITS}, not {op.lut_bits}"
     elif there.min() < -(1 << op.lut_bits - 1) or there.max() > (1 << op.lut_bits - 1) - 1:
         yield f"weights of {there.min()}..{there.max()} do not fit in {op.lut_bits} bits"
 

@@ -2,9 +2,7 @@
 
 from amaranth.hdl import Const
 
-from twillcore.isa import Engine, Function, Opcode
-
-MOST_BITS = 8  # of a weight of the LUT core
+from twillcore.isa import LUT_WEIGHT_BITS, Engine, Function, Opcode
 
 
 def illegal_gemm(offered, config, engine, window_known, more_taps):
@@ -12,7 +10,7 @@ def illegal_gemm(offered, config, engine, window_known, more_taps):
     opcode, most_beats, columns = Opcode.GEMM, config.block, config.dsp_columns
     absent = Const(0)  # what the core cannot do
     if engine == Engine.LUT:
-        opcode, most_beats, columns = Opcode.LUT_GEMM, MOST_BITS, config.lut_columns
+        opcode, most_beats, columns = Opcode.LUT_GEMM, LUT_WEIGHT_BITS, config.lut_columns
         absent = offered.operand | offered.counted | offered.pool | offered.keep_maximum
     several_tiles = (offered.row_tiles != 1) | (offered.column_tiles != 1)
     several_beats = (offered.blocks != 1) | (offered.beats != 1)

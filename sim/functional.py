@@ -16,6 +16,7 @@ from twillcore.image import Image
 from twillcore.isa import (
     ENTRY_MEMORIES,
     ISA,
+    LUT_WEIGHT_BITS,
     PARAMETER,
     TAP,
     WORD_BYTES,
@@ -38,7 +39,6 @@ from twillcore.weights import decode_planes, decode_rows
 
 Ints = NDArray[np.int64]
 FLOAT32_EXACT = 1 << 24  # integers below are exact in float32
-LARGEST_BITS = 8  # of a weight of the LUT core
 #: Memories of 64-bit entries.
 
 
@@ -257,7 +257,7 @@ class _Machine:
         config, memories, core = self.config, self.memories, i.engine
         columns, lut = self.columns[core], core == Engine.LUT
         require(min(i["row_tiles"], i["column_tiles"], i["blocks"]) > 0, "no tiles or no blocks")
-        most = LARGEST_BITS if lut else config.block
+        most = LUT_WEIGHT_BITS if lut else config.block
         require(1 <= i["beats"] <= most, f"beats is not 1..{most}")
         require(not i["keep_maximum"] or i["columns_inner"], "keep_maximum needs columns_inner")
         require(not i["residual"] or i["residual_shift"] >= -8, "residual_shift is not -8..15")

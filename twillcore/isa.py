@@ -413,6 +413,9 @@ CAUSE_MEANINGS = {
 }
 TOKEN_COUNTER_BITS = 12
 
+#: Most bits of a weight of the LUT core: beats of a LUT_GEMM's block.
+LUT_WEIGHT_BITS = 8
+
 
 @dataclass(frozen=True)
 class Instruction:

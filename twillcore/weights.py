@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from twillcore.config import Config
-from twillcore.isa import WeightFormat
+from twillcore.isa import LUT_WEIGHT_BITS, WeightFormat
 
 
 def weight_row_bytes(config: Config) -> int:
@@ -201,8 +201,8 @@ def encode_planes(values: NDArray[np.int8], bits: int, config: Config) -> NDArra
     ValueError
         If ``bits`` is not 1..8, or a value does not fit.
     """
-    if not 1 <= bits <= 8:
-        raise ValueError(f"bits must be 1..8, not {bits}")
+    if not 1 <= bits <= LUT_WEIGHT_BITS:
+        raise ValueError(f"bits must be 1..{LUT_WEIGHT_BITS}, not {bits}")
     half = 1 << (bits - 1)
     if values.size and not -half <= values.min() <= values.max() < half:
         raise ValueError(f"weights are {values.min()}..{values.max()}, not {bits} bits")
